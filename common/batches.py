@@ -1,0 +1,45 @@
+"""The order in which training images are drawn: permutations that two integers put back exactly."""
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """An endless stream of index batches; epoch e is a permutation seeded by (seed, e).
+
+    An incomplete last batch is left out, so every batch has the same size.
+
+    Args:
+        num_items: size of the training set.
+        batch_size: at most num_items.
+        seed: streams with different seeds are unrelated.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
+        if not 1 <= batch_size <= num_items:
+            raise ValueError(f"batch_size: got {batch_size}, expected 1..{num_items}")
+        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.epoch, self.position = 0, 0
+        self._order = self._permutation()
+
+    def _permutation(self) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.num_items, generator=generator)
+
+    def next(self) -> Tensor:
+        """Return the next (batch_size,) int64 indices."""
+        if self.position + self.batch_size > self.num_items:
+            self.epoch, self.position = self.epoch + 1, 0
+            self._order = self._permutation()
+        batch = self._order[self.position:self.position + self.batch_size]
+        self.position += self.batch_size
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the stream stands."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where a stream of the same seed and size stood."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order = self._permutation()

@@ -1,0 +1,88 @@
+"""Model files: the only place that writes or reads them.
+
+A run's checkpoint holds all that an exact resume needs. A released file holds what inference needs: `kind`,
+`model_args` and `weights`, in half precision. Both are read by `load_weights`, and never by a loader that
+could run code.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+FORMAT = 1
+RELEASED = Path(__file__).resolve().parent.parent / "weights"  # the checkpoints that come with the project
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint under a temporary name, flush it to the disk, and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path, kind: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: a run's checkpoint or a released file.
+        kind: what it must hold, e.g. "gan/sagan".
+
+    Raises:
+        UserError: missing, damaged or foreign file, another kind or format.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: train one first, or name another with --weights or --resume")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+        content = None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
+    if content["format"] != FORMAT:
+        raise UserError(f"{path}: got checkpoint format {content['format']}, expected {FORMAT}")
+    if content["kind"] != kind:
+        raise UserError(f"{path}: got a checkpoint of {content['kind']}, expected {kind}")
+    return content
+
+
+def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return (model_args, float32 state dict) of the weights that inference uses."""
+    content = load(path, kind)
+    weights = {name: value.float() if value.is_floating_point() else value
+               for name, value in content["weights"].items()}
+    return content["model_args"], weights
+
+
+def load_into(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights into a network; a missing, unknown or reshaped tensor is a one-line error."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
+            raise UserError(f"{path}: {name}: got shape {got.get(name)}, expected {expected.get(name)}")
+    module.load_state_dict(weights)
+
+
+def release(run_checkpoint: Path, kind: str, path: Path) -> None:
+    """Write the weights of a run's checkpoint in half precision, without anything that only training needs."""
+    content = load(run_checkpoint, kind)
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in content["weights"].items()}
+    save(path, {"kind": kind, "model_args": content["model_args"], "step": content["step"], "weights": weights})
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,219 @@
+"""One run folder: settings, versions, metrics, samples, checkpoint, curves, and a `done` file at the end.
+
+`Run.steps` wraps a trainer's loop body with everything that is not the algorithm: progress, metrics, regular
+checkpoints, a clean stop on Ctrl-C or SIGTERM, exact resume. `step` counts optimiser updates that are done.
+"""
+
+import argparse
+import json
+import math
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+import PIL
+import torch
+import torchvision
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import checkpoint
+from common.cli import describe
+from common.device import describe_machine, rng_state, set_rng_state
+from common.errors import UserError
+
+# Settings that may differ between a run and its continuation.
+FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
+                  "device", "compile"}
+
+
+class Stateful(Protocol):
+    """What a checkpoint stores: networks, optimisers, EMA, batch streams."""
+
+    def state_dict(self) -> dict: ...
+    def load_state_dict(self, state: dict) -> Any: ...
+
+
+class Run:
+    """A training run and its folder.
+
+    Args:
+        out: the run folder. One that already holds a run is only touched when `args.resume` says so.
+        kind: what the checkpoint is called, e.g. "gan/sagan".
+        args: the settings; stored, shown, and compared on resume.
+        model_args: what rebuilds the network for inference.
+        parts: everything with a state, by name.
+        weights: the network that inference uses (the EMA, where there is one).
+
+    Raises:
+        UserError: the folder holds a run and `--resume` is not given; a checkpoint that does not fit.
+    """
+
+    def __init__(self, out: Path, kind: str, args: argparse.Namespace, model_args: dict[str, Any],
+                 parts: dict[str, Stateful], weights: nn.Module) -> None:
+        self.out, self.kind, self.args, self.model_args = out, kind, args, model_args
+        self.parts, self.weights = parts, weights
+        self.step = 0
+        self.checkpoint_path = out / "last.pt"
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._signal = 0
+        self._settings = {name: str(value) if isinstance(value, Path) else value
+                          for name, value in sorted(vars(args).items())}
+
+        if args.resume is None and (out / "args.json").exists():
+            raise UserError(f"{out} already holds a run: --resume auto continues it, --out DIR starts another")
+        if args.resume not in (None, "auto"):
+            self._restore(Path(args.resume))
+        elif args.resume == "auto" and self.checkpoint_path.exists():
+            self._restore(self.checkpoint_path)
+        self._open_folder()
+
+    def _open_folder(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            versions = {"python": platform.python_version(), "torch": torch.__version__,
+                        "torchvision": torchvision.__version__, "numpy": numpy.__version__,
+                        "pillow": PIL.__version__, "machine": describe_machine()}
+            (self.out / "args.json").write_text(json.dumps(self._settings, indent=2) + "\n")
+            (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+            self._metrics_path = self.out / "metrics.jsonl"
+            # A killed run may have logged steps after its last checkpoint; they will be made again.
+            kept = [row for row in read_metrics(self.out) if row["step"] <= self.step]
+            self._metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot write the run folder ({error.strerror})") from error
+
+    def _restore(self, path: Path) -> None:
+        content = checkpoint.load(path, self.kind)
+        if "parts" not in content:
+            raise UserError(f"{path} is a released file: it has weights, but not what a resume needs")
+        for name, value in self._settings.items():
+            before = content["args"].get(name)
+            if name not in FREE_ON_RESUME and before != value:
+                raise UserError(f"{path} was trained with {name}={before}, got {name}={value}: resume with the same")
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        set_rng_state(content["rng"])
+        self.step = content["step"]
+        self._sums, self._count = content["log"]["sums"], content["log"]["count"]
+        print(f"resumed {path} at step {self.step}")
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._require_finite()
+        checkpoint.save(self.checkpoint_path, {
+            "kind": self.kind, "args": self._settings, "model_args": self.model_args, "step": self.step,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "weights": self.weights.state_dict(), "rng": rng_state(),
+            "log": {"sums": self._sums, "count": self._count},
+        })
+
+    def record(self, metrics: dict[str, Tensor]) -> None:
+        """Add one step's 0-d tensors to the running means; nothing waits for the device here."""
+        for name, value in metrics.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def due(self, every: int) -> bool:
+        """Say whether the step being done is a multiple of `every`, or the last one."""
+        return (self.step + 1) % every == 0 or self.step + 1 == self.args.steps
+
+    def sample_path(self) -> Path:
+        """Return where the picture of the step being done goes."""
+        return self.out / "samples" / f"{self.step + 1:07d}.png"
+
+    def steps(self) -> Iterator[int]:
+        """Yield the steps that are left; after each loop body, log and save what is due.
+
+        A signal ends the loop after the step in hand, saves, and exits with 128 + its number.
+        """
+        args, start, began = self.args, self.step, time.perf_counter()
+        print(describe(args))
+        if start >= args.steps:
+            print(f"{self.out}: {start} steps are done already; a larger --steps goes on")
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        bar = tqdm(total=args.steps, initial=start, unit="step", disable=not sys.stderr.isatty())
+        try:
+            while self.step < args.steps:
+                yield self.step
+                log, save = self.due(args.log_every), self.due(args.save_every)
+                self.step += 1
+                bar.update()
+                if log:
+                    rate = (self.step - start) * args.batch_size / (time.perf_counter() - began)
+                    self._log(bar, rate)
+                if save or self._signal:
+                    self.save()
+                if self._signal:
+                    print(f"stopped at step {self.step}: --resume auto goes on from here", file=sys.stderr)
+                    raise SystemExit(128 + self._signal)
+        finally:
+            bar.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        seconds = time.perf_counter() - began
+        plot_curves(self.out)
+        (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(seconds, 1)}) + "\n")
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signal = number
+
+    def _require_finite(self) -> None:
+        for name, value in self._sums.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name} became {value.item()} before step {self.step}: the last good checkpoint is "
+                                f"kept in {self.out}; try a lower learning rate or --precision fp32")
+
+    def _log(self, bar: tqdm, rate: float) -> None:
+        self._require_finite()
+        row = {"step": self.step} | {name: (value / self._count).item() for name, value in self._sums.items()}
+        self._sums, self._count = {}, 0
+        with open(self._metrics_path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
+        if bar.disable:
+            print(f"step {self.step}/{self.args.steps} {shown} {rate:.0f} images/s", flush=True)
+        else:
+            bar.set_postfix_str(shown)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path = run_dir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_curves(run_dir: Path) -> None:
+    """Draw every metric of a run over its steps into curves.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(run_dir)
+    names = [name for name in rows[-1] if name != "step"] if rows else []
+    if not names:
+        return
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 2.6 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*points, strict=True), linewidth=1)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.savefig(run_dir / "curves.png", dpi=100)

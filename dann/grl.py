@@ -1,0 +1,32 @@
+"""Gradient reversal (Ganin & Lempitsky 2015, arXiv:1409.7495, eqs. 11-14): no parameters, no state."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class _GradientReversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, coeff: float) -> Tensor:
+        ctx.coeff = coeff
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return -ctx.coeff * grad, None
+
+
+def grad_reverse(x: Tensor, coeff: float) -> Tensor:
+    """Return x unchanged; on the way back the gradient is multiplied by -coeff."""
+    return _GradientReversal.apply(x, coeff)
+
+
+def grl_coeff(progress: float, gamma: float = 10.0) -> float:
+    """Return the paper's lambda: 0 at the start of training, nearly 1 at its end (eq. 14).
+
+    Args:
+        progress: the share of training that is done, in [0, 1].
+        gamma: how fast it rises (sec. 4: 10).
+    """
+    return 2 / (1 + math.exp(-gamma * progress)) - 1

@@ -1,0 +1,113 @@
+"""Draw digits from a trained diffusion model into a folder: 100 a digit, `0_001.png` .. `9_100.png`.
+
+    python -m diffusion.inference OUT
+
+The noise of an image depends on the seed, its digit and its number alone. Images that the same settings
+already wrote into OUT are kept, so a stopped run is finished by the next. `--grid` draws the report's 10x10
+picture (a row a digit) and `--process` its six frames of the first 0 (t = 0, 200, ..., 1000) instead.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from common.checkpoint import RELEASED, load_into, load_weights, sha256
+from common.cli import Parser, add_device_flags, non_negative_float, non_negative_int, positive_int, run_main
+from common.device import autocast, place, select_device, select_dtype
+from common.images import generator_for, grid, save_image, save_picture, still_missing, to_uint8
+from diffusion.samplers import Denoiser, Noise, State, ddim, ddpm, guided_denoiser
+from diffusion.schedule import Schedule, make_schedule
+from diffusion.unet import KIND, ConditionalUNet
+
+FRAME_TIMES = (0, 200, 400, 600, 800, 1000)  # the report's; time t of the chain is index t - 1 here
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    add_device_flags(parser)
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the PNGs, or a .png with --grid, --process")
+    picture = parser.add_mutually_exclusive_group()
+    picture.add_argument("--grid", action="store_true", help="draw one picture, ten of each digit")
+    picture.add_argument("--process", action="store_true", help="draw the reverse process of the first 0")
+    parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
+    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
+    parser.add_argument("--steps", metavar="N", type=positive_int, default=50, help="evaluations of DDIM's chain")
+    parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
+    parser.add_argument("--per-digit", metavar="N", type=positive_int, default=100)
+    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=100)
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
+    args = parser.parse_args(argv)
+    if args.steps > 1000:
+        parser.error(f"--steps: got {args.steps}, expected at most the chain's 1000")
+    if (args.grid or args.process) and args.out.suffix != ".png":
+        parser.error(f"OUT: got {args.out}, expected a name that ends in .png with --grid or --process")
+    return args
+
+
+def image_noise(seeds: list[tuple[int, ...]], device: torch.device) -> Noise:
+    """Return a source of (B, 3, 28, 28) normal noise in which every image has its own generator."""
+    generators = [generator_for(*seed) for seed in seeds]
+    return lambda: torch.stack([torch.randn(3, 28, 28, generator=g) for g in generators]).to(device)
+
+
+def chain(args: argparse.Namespace, denoise: Denoiser, schedule: Schedule, noise: Noise) -> Iterator[State]:
+    """Return the sampler that the flags name."""
+    if args.sampler == "ddpm":
+        return ddpm(denoise, schedule, noise)
+    return ddim(denoise, schedule, noise, args.steps)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    device = select_device(args.device)
+    dtype = select_dtype(device, args.precision)
+    model_args, weights = load_weights(args.weights, KIND)
+    model = ConditionalUNet(model_args["width"])
+    load_into(model, weights, args.weights)
+    model = place(model, device).eval()
+    schedule = make_schedule(model_args["schedule"]).to(device)
+
+    def states(pairs: list[tuple[int, int]]) -> Iterator[State]:
+        labels = torch.tensor([digit for digit, _ in pairs], device=device)
+        denoise = guided_denoiser(model, schedule, labels, args.guidance, model_args["prediction"])
+        noise = image_noise([(args.seed, digit, number) for digit, number in pairs], device)
+        with autocast(device, dtype):
+            yield from chain(args, denoise, schedule, noise)
+
+    def draw(pairs: list[tuple[int, int]]) -> torch.Tensor:
+        *_, last = states(pairs)
+        return to_uint8(last.x).cpu()
+
+    if args.process:
+        frames = {state.t + 1: state.x for state in states([(0, 1)])}
+        nearest = [min(frames, key=lambda t: abs(t - wanted)) for wanted in FRAME_TIMES]
+        save_picture(grid(torch.cat([to_uint8(frames[t]).cpu() for t in nearest]), len(nearest), scale=4), args.out)
+        print(f"wrote {args.out}: t = {', '.join(map(str, nearest))} (0 is the finished image)")
+        return 0
+    if args.grid:
+        pairs = [(digit, number) for digit in range(10) for number in range(1, 11)]
+        save_picture(grid(draw(pairs), 10, scale=2), args.out)
+        print(f"wrote {args.out}")
+        return 0
+
+    pairs = [(digit, number) for digit in range(10) for number in range(1, args.per_digit + 1)]
+    names = [f"{digit}_{number:03d}.png" for digit, number in pairs]
+    stamp = (f"diffusion weights={sha256(args.weights)[:16]} seed={args.seed} sampler={args.sampler} "
+             f"steps={args.steps} guidance={args.guidance:g} dtype={dtype}")
+    missing = still_missing(args.out, names, stamp)
+    with tqdm(total=len(names), initial=len(names) - len(missing), unit="image", disable=None) as bar:
+        for batch in (missing[i:i + args.batch_size] for i in range(0, len(missing), args.batch_size)):
+            for i, image in zip(batch, draw([pairs[i] for i in batch]), strict=True):
+                save_image(image, args.out / names[i], stamp)
+            bar.update(len(batch))
+    print(f"{len(names)} images in {args.out}, {len(missing)} of them made now")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

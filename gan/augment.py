@@ -1,0 +1,63 @@
+"""Differentiable augmentation of what D sees, real and drawn alike (Zhao et al. 2020, arXiv:2006.10738).
+
+G learns through it, so it does not leak into the images. All draws come from PyTorch's global generator,
+one an image; the strengths are the paper's (colour, translation by an eighth, cutout of a half).
+"""
+
+import torch
+from torch import Tensor
+
+
+def random_flip(x: Tensor) -> Tensor:
+    """Mirror each of (B, 3, H, W) images left to right with probability 1/2."""
+    return torch.where(_uniform(x) < 0.5, x.flip(-1), x)
+
+
+def augment(x: Tensor) -> Tensor:
+    """Change colours, move, and cut a hole.
+
+    Args:
+        x: (B, 3, H, W) float32 in [-1, 1].
+
+    Returns:
+        Like x; values may leave [-1, 1]. Zeros, mid-grey, fill what a move uncovers and the hole.
+    """
+    return cutout(translate(colour(x)))
+
+
+def colour(x: Tensor) -> Tensor:
+    """Shift brightness by up to 1/2, scale saturation by 0..2 and contrast by 1/2..3/2."""
+    x = x + _uniform(x) - 0.5
+    grey = x.mean(dim=1, keepdim=True)
+    x = grey + (x - grey) * 2 * _uniform(x)
+    mean = x.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (x - mean) * (_uniform(x) + 0.5)
+
+
+def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
+    """Move by up to `ratio` of the height and of the width."""
+    for dim in (2, 3):
+        size = x.shape[dim]
+        reach = int(size * ratio + 0.5)
+        shift = torch.randint(-reach, reach + 1, (len(x), 1), device=x.device)
+        source = torch.arange(size, device=x.device) - shift  # (B, size); what lies outside is zero
+        shape = (len(x), 1, size, 1) if dim == 2 else (len(x), 1, 1, size)
+        index = source.clamp(0, size - 1).view(shape).expand_as(x)
+        x = x.gather(dim, index) * ((source >= 0) & (source < size)).view(shape)
+    return x
+
+
+def cutout(x: Tensor, ratio: float = 1 / 2) -> Tensor:
+    """Blank a rectangle of `ratio` of the height and of the width, its centre anywhere in the image."""
+    inside = []
+    for size in x.shape[-2:]:
+        length = int(size * ratio + 0.5)
+        start = torch.randint(0, size + 1, (len(x), 1), device=x.device) - length // 2
+        position = torch.arange(size, device=x.device)
+        inside.append((position >= start) & (position < start + length))
+    rows, columns = inside
+    return x * ~(rows[:, None, :, None] & columns[:, None, None, :])
+
+
+def _uniform(x: Tensor) -> Tensor:
+    return torch.rand(len(x), 1, 1, 1, device=x.device)

@@ -1,0 +1,147 @@
+"""Score a folder of drawn faces against real ones.
+
+    python -m gan.evaluate OUT --reference hw2_data/face/val
+
+Sliced Wasserstein distance of patches at three scales (Karras et al. 2018, arXiv:1710.10196, sec. 5 and
+appendix), and variety, the pixel distance between images of the folder, which falls when G repeats itself. Both
+stand beside the same figure for real images: the reference is shuffled and cut into two disjoint sets; the
+folder is measured against the second, and so is the first, with the same number of images each. That number
+is at most half the reference; the distance rises as it falls, so compare scores of equal counts only.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.cli import Parser, non_negative_int, run_main
+from common.datasets import FACE_SIZE, default_data, load_faces, load_folder
+from common.errors import UserError
+from common.metrics import mean_pairwise_distance
+
+SCALES = 3  # 64, 32 and 16 px
+# Karras et al. 2018, appendix: patches an image, side of a patch, directions.
+PATCHES, PATCH_SIZE, DIRECTIONS = 128, 7, 512
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of 64x64 images")
+    parser.add_argument("--reference", metavar="DIR|builtin",
+                        default="builtin" if default_data() == "builtin" else f"{default_data()}/face/val",
+                        help="real faces (default here: %(default)s)")
+    parser.add_argument("--out", metavar="PATH", type=Path, help="write the scores there as JSON as well")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
+    return parser.parse_args(argv)
+
+
+def blur(x: Tensor, gain: float = 1.0) -> Tensor:
+    """Convolve (N, 3, H, W) with the binomial filter of Burt & Adelson 1983, times `gain`, mirrored edges."""
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (gain * line[:, None] * line).expand(3, 1, 5, 5)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+
+
+def laplacian_pyramid(images: Tensor) -> list[Tensor]:
+    """Split (N, 3, H, W) into SCALES bands, fine to coarse; the last one is what is left."""
+    bands = []
+    for _ in range(SCALES - 1):
+        coarse = blur(images)[:, :, ::2, ::2]
+        spread = torch.zeros_like(images)
+        spread[:, :, ::2, ::2] = coarse
+        bands.append(images - blur(spread, gain=4.0))
+        images = coarse
+    return [*bands, images]
+
+
+def patches(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Cut 128 random 7x7 patches from each of (N, 3, H, W) and normalise each channel over all of them.
+
+    Returns:
+        (128 N, 147) float32; each channel has mean 0 and standard deviation 1.
+    """
+    n, _, height, width = images.shape
+    top, left = (torch.randint(0, size - PATCH_SIZE + 1, (n, PATCHES, 1, 1), generator=generator)
+                 for size in (height, width))
+    offset = torch.arange(PATCH_SIZE)
+    rows, columns = top + offset[:, None], left + offset
+    cut = images[torch.arange(n)[:, None, None, None], :, rows, columns]  # (N, 128, 7, 7, 3)
+    std, mean = torch.std_mean(cut, dim=(0, 1, 2, 3))
+    return ((cut - mean) / std.clamp(min=1e-8)).flatten(2).flatten(0, 1)
+
+
+def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator) -> float:
+    """Return the mean distance of two equal-sized sets of vectors, sorted along random directions.
+
+    Args:
+        a, b: (M, D) float32.
+    """
+    directions = F.normalize(torch.randn(a.shape[1], DIRECTIONS, generator=generator), dim=0)
+    distances = [((a @ part).sort(dim=0).values - (b @ part).sort(dim=0).values).abs().mean()
+                 for part in directions.split(64, dim=1)]  # in parts, to save memory
+    return torch.stack(distances).mean().item()
+
+
+def swd(a: Tensor, b: Tensor, seed: int) -> list[float]:
+    """Return the sliced Wasserstein distance, times 1000, at 64, 32 and 16 px.
+
+    Args:
+        a, b: (N, 3, 64, 64) uint8, equally many.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [1000 * sliced_wasserstein(patches(band_a, generator), patches(band_b, generator), generator)
+            for band_a, band_b in zip(laplacian_pyramid(a.float()), laplacian_pyramid(b.float()), strict=True)]
+
+
+def variety(images: Tensor) -> float:
+    """Return the root mean squared pixel difference between two images, in 0..255, over all pairs.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+    """
+    features = images.flatten(1)
+    return mean_pairwise_distance(features.numpy()) / features.shape[1] ** 0.5
+
+
+def score(fake: Tensor, real: Tensor, seed: int) -> dict:
+    """Return all scores.
+
+    Args:
+        fake, real: (N, 3, 64, 64) and (M, 3, 64, 64) uint8.
+    """
+    n = min(len(fake), len(real) // 2)
+    if n < 2:
+        raise UserError(f"got {len(fake)} images and {len(real)} real ones: at least 2 and 4 are needed")
+    generator = torch.Generator().manual_seed(seed)
+    fake = fake[torch.randperm(len(fake), generator=generator)[:n]]
+    first, second = real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
+    return {"images": n, "swd": swd(fake, second, seed), "swd_real": swd(first, second, seed),
+            "variety": variety(fake), "variety_real": variety(second)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    fake = load_folder(args.folder, FACE_SIZE).images
+    builtin = args.reference == "builtin"
+    real = (load_faces("builtin", "val") if builtin else load_folder(args.reference, FACE_SIZE)).images
+    scores = {"reference": args.reference, "seed": args.seed, **score(fake, real, args.seed)}
+
+    print(f"{scores['images']} of {len(fake)} images against {args.reference}")
+    print("SWD x1000            64 px   32 px   16 px    mean")
+    for name, key in (("images", "swd"), ("real against real", "swd_real")):
+        values = [*scores[key], sum(scores[key]) / SCALES]
+        print(f"  {name:17}" + "".join(f"{value:8.2f}" for value in values))
+    print(f"variety              {scores['variety']:.1f}  (real: {scores['variety_real']:.1f})")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(scores, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

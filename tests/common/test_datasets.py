@@ -1,0 +1,281 @@
+"""Loading: conversions, the cache, and every mistake a data folder can hold."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import builtin, datasets
+from common.datasets import decode_image, load_digits, load_faces, load_folder, load_readable
+from common.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Five flat grey digits, image i of value 10 * i and label i, and three faces."""
+    folder = tmp_path / "hw2_data" / "digits" / "usps"
+    (folder / "data").mkdir(parents=True)
+    for i in range(5):
+        Image.fromarray(np.full((28, 28), 10 * i, np.uint8)).save(folder / "data" / f"{i}.png")
+    rows = "".join(f"{i}.png,{i}\n" for i in (3, 0, 4, 1, 2))
+    (folder / "train.csv").write_text("image_name,label\n" + rows)
+    faces = tmp_path / "hw2_data" / "face" / "train"
+    faces.mkdir(parents=True)
+    for name, size in (("b.jpg", 64), ("a.png", 64), ("c.png", 100)):
+        Image.new("RGB", (size, size), (200, 100, 50)).save(faces / name)
+    return tmp_path / "hw2_data"
+
+
+def csv_of(data: Path) -> Path:
+    return data / "digits" / "usps" / "train.csv"
+
+
+def caches(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def how(caplog) -> str:
+    """The last word of the one line that the last load logged."""
+    message = caplog.messages[-1]
+    caplog.clear()
+    return message
+
+
+def test_digits_keep_the_order_of_the_csv(data):
+    images, labels, names = load_digits(data, "usps", "train")
+    assert images.dtype == torch.uint8 and images.shape == (5, 3, 28, 28)
+    assert labels.dtype == torch.int64 and labels.tolist() == [3, 0, 4, 1, 2]
+    assert names == ["3.png", "0.png", "4.png", "1.png", "2.png"]
+    assert (images == 10 * labels[:, None, None, None]).all()
+
+
+def test_faces_are_sorted_and_resized(data):
+    images, labels, names = load_faces(str(data), "train")
+    assert images.shape == (3, 3, 64, 64) and labels is None and names == ["a.png", "b.jpg", "c.png"]
+    assert (images[2] == torch.tensor([200, 100, 50])[:, None, None]).all()
+
+
+def test_the_embedded_sets_look_the_same(data):
+    reference, labels = builtin.digits("svhn", "val")
+    for source, domain in (("builtin", "svhn"), (data, "builtin-svhn")):
+        loaded = load_digits(source, domain, "val")
+        assert loaded.images.dtype == torch.uint8 and loaded.labels.dtype == torch.int64
+        assert (loaded.images.permute(0, 2, 3, 1).numpy() == reference).all()
+        assert (loaded.labels.numpy() == labels).all() and len(set(loaded.names)) == len(labels)
+    assert load_faces("builtin", "val").images.shape[1:] == (3, 64, 64)
+
+
+def test_default_data_is_the_folder_where_there_is_one(data, monkeypatch):
+    monkeypatch.chdir(data)
+    assert datasets.default_data() == "builtin"
+    monkeypatch.chdir(data.parent)
+    assert datasets.default_data() == "hw2_data"
+
+
+# --- conversions ----------------------------------------------------------------------------------------
+
+GRADIENT = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+RGB = np.stack([GRADIENT, GRADIENT.T, GRADIENT[::-1]], -1)
+GREY = np.repeat(GRADIENT[..., None], 3, -1)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(RGB), RGB),
+        (Image.fromarray(GRADIENT), GREY),
+        (Image.fromarray(GRADIENT.astype(np.uint16) * 257), GREY),
+        (Image.fromarray(GRADIENT > 99), 255 * (GREY > 99)),
+        (Image.fromarray(np.concatenate([RGB, GREY[..., :1]], -1)), RGB),
+        (Image.fromarray(GRADIENT).convert("LA"), GREY),
+        (Image.fromarray(GRADIENT).convert("P"), GREY),
+    ],
+    ids=["rgb", "grey", "grey16", "bilevel", "rgba", "la", "palette"],
+)
+def test_every_kind_of_png_becomes_rgb(tmp_path, image, expected):
+    image.save(tmp_path / "x.png")
+    pixels = decode_image(tmp_path / "x.png", 28)
+    assert pixels.dtype == np.uint8 and (pixels == expected).all()
+    assert (decode_image((tmp_path / "x.png").read_bytes(), 28) == expected).all()
+
+
+def test_a_transparent_palette_is_read_without_a_warning(tmp_path, recwarn):
+    Image.fromarray(GRADIENT).convert("P").save(tmp_path / "x.png", transparency=bytes(range(256)))
+    assert (decode_image(tmp_path / "x.png", 28) == GREY).all() and not recwarn
+
+
+def test_another_size_is_resized_with_antialiasing(tmp_path):
+    stripes = np.zeros((280, 140, 3), np.uint8)
+    stripes[::2] = 200  # thinner than a pixel of the result: without antialiasing 0 or 200, never between
+    Image.fromarray(stripes).save(tmp_path / "x.png")
+    pixels = decode_image(tmp_path / "x.png", 28)
+    assert pixels.shape == (28, 28, 3) and (abs(pixels.astype(int) - 100) < 10).all()
+
+
+# --- any folder -----------------------------------------------------------------------------------------
+
+
+def test_a_broken_image_stops_load_folder_and_is_listed_by_load_readable(data):
+    folder = data / "digits" / "usps" / "data"
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "1.png").write_text("hello")
+    (folder / "notes.txt").write_text("no image, not looked at")
+    (folder / "._0.png").write_text("what macOS leaves behind")
+    with pytest.raises(UserError, match=r"1\.png \(not an image\)"):
+        load_folder(folder, 28)
+    (images, labels, names), broken = load_readable(folder, 28)
+    assert names == ["0.png", "2.png", "4.png"] and images[:, 0, 0, 0].tolist() == [0, 20, 40]
+    assert labels is None
+    assert [name for name, _ in broken] == ["1.png", "3.png"] and all(reason for _, reason in broken)
+    with pytest.raises(UserError, match=r"broken image .*3\.png"):  # the first row of the CSV
+        load_digits(data, "usps", "train")
+
+
+def test_load_folder_takes_what_is_whole(data):
+    images, _, names = load_folder(str(data / "digits" / "usps" / "data"), 28)
+    assert names == [f"{i}.png" for i in range(5)] and images[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_missing_and_empty_folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        load_folder(tmp_path / "empty", 28)
+    with pytest.raises(UserError, match="no folder"):
+        load_readable(tmp_path / "absent", 28)
+
+
+# --- the cache ------------------------------------------------------------------------------------------
+
+
+def test_the_second_load_decodes_nothing(data, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "common.datasets")
+    first = load_digits(data, "usps", "train")
+    assert "digits-usps-train: 5 images" in caplog.text and "(decoded)" in how(caplog)
+    monkeypatch.setattr(datasets, "decode_image", None)
+    second = load_digits(data, "usps", "train")
+    assert "(cached)" in how(caplog)
+    assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
+
+
+def test_a_changed_image_rebuilds_the_cache_and_replaces_the_old_one(data, caplog):
+    caplog.set_level(logging.INFO, "common.datasets")
+    load_digits(data, "usps", "train")
+    load_faces(data, "train")
+    before = caches(data / ".cache")
+    changed = data / "digits" / "usps" / "data" / "1.png"
+    size = changed.stat().st_size
+    Image.fromarray(np.full((28, 28), 90, np.uint8)).save(changed)
+    assert changed.stat().st_size == size  # only the time tells
+    images = load_digits(data, "usps", "train").images
+    assert images[3].unique().tolist() == [90] and "(decoded)" in how(caplog)
+    after = caches(data / ".cache")
+    assert len(before) == len(after) == 2 and len(set(before) & set(after)) == 1  # the faces' stayed
+
+
+def test_a_row_removed_or_moved_is_seen(data):
+    load_digits(data, "usps", "train")
+    csv_of(data).write_text("image_name,label\n\n4.png,4\n3.png,9\n")
+    images, labels, _ = load_digits(data, "usps", "train")
+    assert images[:, 0, 0, 0].tolist() == [40, 30] and labels.tolist() == [4, 9]
+
+
+def test_a_damaged_cache_is_built_again(data):
+    expected = load_digits(data, "usps", "train").images
+    (cache,) = (data / ".cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:500])
+    assert torch.equal(load_digits(data, "usps", "train").images, expected)
+
+
+def test_a_data_folder_that_cannot_be_written_is_cached_for_the_user(data, caplog, tmp_path, monkeypatch):
+    caplog.set_level(logging.INFO, "common.datasets")
+    (data / ".cache").write_text("a file where the folder should be")
+    load_digits(data, "usps", "train")
+    assert len(caches(tmp_path / "xdg" / "hw2")) == 1 and "(decoded)" in how(caplog)
+    load_digits(data, "usps", "train")
+    assert "(cached)" in how(caplog)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(csv_of(data)))  # nor there: it works all the same
+    assert len(load_digits(data, "usps", "train").images) == 5 and "(not cached)" in how(caplog)
+
+
+def test_a_cache_that_fails_half_way_leaves_nothing(data, monkeypatch):
+    def full(file, array):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    assert len(load_digits(data, "usps", "train").images) == 5
+    assert caches(data / ".cache") == []
+
+
+# --- mistakes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"train\.csv line 1: no header"),
+        ("0.png,0\n", r"train\.csv line 1: no header"),
+        ("image_name,label\n", "no rows"),
+        ("image_name,label\n0.png,0\n9.png,1\n", r"line 3: no image 9\.png"),
+        ("image_name,label\n0.png,10\n", r"line 2: bad label '10'"),
+        ("image_name,label\n0.png,-1\n", "line 2: bad label '-1'"),
+        ("image_name,label\n\n0.png,two\n", "line 3: bad label 'two'"),
+        ("image_name,label\n0.png,0\n1.png,1\n0.png,0\n", r"line 4: 0\.png has a row already"),
+        ("image_name,label\n../data/0.png,0\n", "line 2: bad name"),
+        ("image_name,label\nsub/0.png,0\n", "line 2: bad name"),
+        ("image_name,label\n/etc/passwd,0\n", "line 2: bad name"),
+        ("image_name,label\n..,0\n", "line 2: bad name"),
+        ("image_name,label\n..\\0.png,0\n", "line 2: bad name"),
+        ("image_name,label\n,0\n", "line 2: bad name"),
+        ("image_name,label\n0.png\n", "line 2: 1 fields"),
+        ("image_name,label\n0.png,0\n\xff", "not a CSV text file"),
+    ],
+)
+def test_csv_mistakes_end_in_one_line(data, text, message):
+    csv_of(data).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message) as caught:
+        load_digits(data, "usps", "train")
+    assert "\n" not in str(caught.value) and str(csv_of(data)) in str(caught.value)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine(data):
+    csv_of(data).write_bytes(b"\xef\xbb\xbfimage_name,label\r\n2.png,2\r\n")
+    assert load_digits(data, "usps", "train").labels.tolist() == [2]
+
+
+def test_what_is_missing_is_named_with_its_cure(data, tmp_path):
+    with pytest.raises(UserError, match=r"no data folder .*common\.prepare.*--data builtin"):
+        load_digits(tmp_path / "absent", "mnistm", "train")
+    with pytest.raises(UserError, match=r"has no digits/svhn: .*builtin-svhn"):
+        load_digits(data, "svhn", "train")
+    with pytest.raises(UserError, match="has no face/val"):
+        load_faces(data, "val")
+    with pytest.raises(UserError, match=r"no .*val\.csv: restore it"):
+        load_digits(data, "usps", "val")
+    with pytest.raises(UserError, match="unknown domain 'emnist': choose from mnist"):
+        load_digits(data, "emnist", "train")
+    with pytest.raises(ValueError, match="split 'dev'"):
+        load_digits(data, "usps", "dev")
+    with pytest.raises(ValueError, match="split 'test'"):
+        load_faces(data, "test")
+    (data / "digits" / "usps" / "data" / "0.png").unlink()
+    (data / "digits" / "usps" / "data" / "0.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*0\.png"):
+        load_digits(data, "usps", "train")
+
+
+def test_importing_is_light():
+    code = "import common.datasets, sys; print({'matplotlib', 'sklearn', 'common.builtin'} & {*sys.modules})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
