@@ -47,8 +47,15 @@ class ImageSet(NamedTuple):
 
 
 def default_data() -> str:
-    """The data folder that commands use unless told: `hw2_data` where it exists, else the embedded sets."""
-    return "hw2_data" if Path("hw2_data").is_dir() else "builtin"
+    """The data folder that commands use unless told.
+
+    It is `hw2_data` in the working directory or else in the project's, where it exists, and otherwise the
+    embedded sets ("builtin").
+    """
+    for folder in (Path("hw2_data"), Path(__file__).resolve().parent.parent / "hw2_data"):
+        if folder.is_dir():
+            return str(folder)
+    return "builtin"
 
 
 def load_digits(data: str | Path, domain: str, split: str) -> ImageSet:

@@ -37,4 +37,5 @@ def augment(images: Tensor) -> Tensor:
     theta = torch.stack([torch.stack([cos, cos * shear - sin, shift_x], 1),
                          torch.stack([sin, sin * shear + cos, shift_y], 1)], 1)
     where = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
+    moved = F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)

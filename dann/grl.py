@@ -8,7 +8,7 @@ from torch import Tensor
 
 class _GradientReversal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, coeff: float) -> Tensor:
+    def forward(ctx, x: Tensor, coeff: Tensor | float) -> Tensor:
         ctx.coeff = coeff
         return x.view_as(x)
 
@@ -17,8 +17,11 @@ class _GradientReversal(torch.autograd.Function):
         return -ctx.coeff * grad, None
 
 
-def grad_reverse(x: Tensor, coeff: float) -> Tensor:
-    """Return x unchanged; on the way back the gradient is multiplied by -coeff."""
+def grad_reverse(x: Tensor, coeff: Tensor | float) -> Tensor:
+    """Return x unchanged; on the way back the gradient is multiplied by -coeff.
+
+    A coeff that changes at every step should be a 0-d tensor: torch.compile compiles anew for every float.
+    """
     return _GradientReversal.apply(x, coeff)
 
 

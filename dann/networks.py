@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from dann.grl import grad_reverse
 
 KIND = "dann"
-SOURCE, TARGET = 0, 1  # the discriminator's classes
 
 
 class DANN(nn.Module):
@@ -31,12 +30,12 @@ class DANN(nn.Module):
         """Map (B, 3, 28, 28) float32 in [-1, 1] to (B, 768)."""
         return self.feature(x).flatten(1)
 
-    def forward(self, x: Tensor, coeff: float) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, coeff: Tensor | float) -> tuple[Tensor, Tensor]:
         """Return (B, 10) class and (B, 2) domain logits; the domain's gradient into the features is reversed.
 
         Args:
             x: (B, 3, 28, 28) float32 in [-1, 1].
-            coeff: the factor of the reversed gradient.
+            coeff: the factor of the reversed gradient, a float or 0-d.
         """
         features = self.features(x)
         return self.classifier(features), self.discriminator(grad_reverse(features, coeff))

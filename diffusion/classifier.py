@@ -27,8 +27,8 @@ class DigitClassifier(nn.Module):
             return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
 
         self.body = nn.Sequential(
-            *block(3, 32), *block(32, 32), nn.MaxPool2d(2),
-            *block(32, 64), *block(64, 64), nn.MaxPool2d(2),
+            *block(3, 32), nn.MaxPool2d(2),
+            *block(32, 64), nn.MaxPool2d(2),
             *block(64, 128), *block(128, 128), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
         )
         self.head = nn.Linear(128, 10)

@@ -1,7 +1,7 @@
-"""DCGAN (Radford et al. 2016, arXiv:1511.06434) for 64x64 RGB: 3,576,704 and 2,765,568 parameters at width 64.
+"""DCGAN (Radford et al. 2016, arXiv:1511.06434) for 64x64 RGB.
 
-No convolution has a bias, as in the authors' own code: all but the outermost ones are followed by
-BatchNorm, which has one.
+3,576,704 (generator) and 2,765,568 (discriminator) parameters at width 64. No convolution has a bias:
+BatchNorm, which follows all but the outermost ones, has one.
 """
 
 from torch import Tensor, nn

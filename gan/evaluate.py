@@ -2,17 +2,18 @@
 
     python -m gan.evaluate OUT --reference hw2_data/face/val
 
-Sliced Wasserstein distance of patches at three scales (Karras et al. 2018, arXiv:1710.10196, sec. 5 and
-appendix), and variety, the pixel distance between images of the folder, which falls when G repeats itself. Both
-stand beside the same figure for real images: the reference is shuffled and cut into two disjoint sets; the
-folder is measured against the second, and so is the first, with the same number of images each. That number
-is at most half the reference; the distance rises as it falls, so compare scores of equal counts only.
+Sliced Wasserstein distance of patches at three scales (Karras et al. 2018, arXiv:1710.10196, sec. 5), and
+variety, the pixel distance between images of the folder, which falls when G repeats itself. Both stand beside
+the figure for real images: the reference is shuffled and two disjoint sets are taken; the folder is measured
+against the second, and so is the first, with the same number of images each. That number is at most half the
+reference. The distance rises as it falls, so compare scores of equal counts only.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from common.errors import UserError
 from common.metrics import mean_pairwise_distance
 
 SCALES = 3  # 64, 32 and 16 px
-# Karras et al. 2018, appendix: patches an image, side of a patch, directions.
+# Patches an image and their side (Karras et al. 2018, sec. 5), and directions (their code).
 PATCHES, PATCH_SIZE, DIRECTIONS = 128, 7, 512
 
 
@@ -80,10 +81,13 @@ def sliced_wasserstein(a: Tensor, b: Tensor, generator: torch.Generator) -> floa
     Args:
         a, b: (M, D) float32.
     """
-    directions = F.normalize(torch.randn(a.shape[1], DIRECTIONS, generator=generator), dim=0)
-    distances = [((a @ part).sort(dim=0).values - (b @ part).sort(dim=0).values).abs().mean()
-                 for part in directions.split(64, dim=1)]  # in parts, to save memory
-    return torch.stack(distances).mean().item()
+    directions = F.normalize(torch.randn(DIRECTIONS, a.shape[1], generator=generator), dim=1)
+
+    def projected(vectors: Tensor, part: Tensor) -> np.ndarray:
+        return np.sort((part @ vectors.T).numpy(), axis=1)  # many times as fast as PyTorch's sort
+
+    parts = directions.split(64)  # to save memory
+    return float(np.mean([np.abs(projected(a, part) - projected(b, part)).mean() for part in parts]))
 
 
 def swd(a: Tensor, b: Tensor, seed: int) -> list[float]:
@@ -93,8 +97,9 @@ def swd(a: Tensor, b: Tensor, seed: int) -> list[float]:
         a, b: (N, 3, 64, 64) uint8, equally many.
     """
     generator = torch.Generator().manual_seed(seed)
+    bands = zip(laplacian_pyramid(a.float()), laplacian_pyramid(b.float()), strict=True)
     return [1000 * sliced_wasserstein(patches(band_a, generator), patches(band_b, generator), generator)
-            for band_a, band_b in zip(laplacian_pyramid(a.float()), laplacian_pyramid(b.float()), strict=True)]
+            for band_a, band_b in bands]
 
 
 def variety(images: Tensor) -> float:

@@ -31,8 +31,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the PNGs, or a .png with --grid")
     parser.add_argument("--model", choices=KINDS, default=DEFAULT_MODEL, help="(default: %(default)s)")
-    parser.add_argument("--weights", metavar="PATH", type=Path, help="(default: the model's file in weights/)")
-    parser.add_argument("--n", metavar="N", type=positive_int, default=1000, help="images (default: %(default)s)")
+    parser.add_argument("--weights", metavar="PATH", type=Path,
+                        help="(default: the model's file in weights/)")
+    parser.add_argument("--n", metavar="N", type=positive_int, default=1000,
+                        help="images (default: %(default)s)")
     parser.add_argument("--grid", metavar="N", type=positive_int, help="draw one picture of the first N")
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

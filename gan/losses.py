@@ -1,6 +1,6 @@
 """Adversarial losses on logits, in float32. D minimises its own, G minimises its own: no signs to flip.
 
-Goodfellow et al. 2014, arXiv:1406.2661; Lim & Ye 2017, arXiv:1705.02894; Miyato et al. 2018, arXiv:1802.05957.
+Non-saturating: Goodfellow et al. 2014, arXiv:1406.2661. Hinge: Miyato et al. 2018, arXiv:1802.05957.
 """
 
 from torch import Tensor

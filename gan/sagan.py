@@ -1,7 +1,8 @@
-"""SAGAN (Zhang et al. 2019, arXiv:1805.08318) for 64x64 RGB: 3,832,885 and 3,175,299 parameters at width 64.
+"""SAGAN (Zhang et al. 2019, arXiv:1805.08318) for 64x64 RGB.
 
-Spectral norm (Miyato et al. 2018, arXiv:1802.05957) on l1..l4 of both networks, two attention layers in
-each. Unlike the paper's residual networks these are DCGAN-shaped, and unconditional.
+3,832,885 (generator) and 3,175,299 (discriminator) parameters at width 64. Spectral norm (Miyato
+et al. 2018, arXiv:1802.05957) on l1..l4 of both networks, two attention layers in each. Unlike the paper's
+residual networks these are DCGAN-shaped and unconditional; weights start as PyTorch's layers start.
 """
 
 import torch

@@ -144,9 +144,8 @@ def main(argv: list[str] | None = None) -> int:
                      "g_optimiser": g_optimiser, "d_optimiser": d_optimiser, "batches": batches},
               weights=g_ema.module)
     for _ in run.steps():
-        index = batches.next().to(device)
-        run.record(train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, to_float(images[index]),
-                              args, dtype))
+        real = to_float(images[batches.next().to(device)])
+        run.record(train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, real, args, dtype))
         if run.due(args.sample_every):
             save_picture(grid(preview(g_ema.module, fixed_z, dtype), PREVIEW_COLUMNS), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")

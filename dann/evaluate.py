@@ -1,0 +1,114 @@
+"""Build the domain adaptation table from finished runs of dann.train.
+
+    python -m dann.evaluate runs/dann-mnistm-usps-* --out report/dann.md
+
+A row is what the network was trained on, a column a pair of domains; a cell is the accuracy on the target,
+with the standard deviation over seeds where there are several. `--out` writes the table as Markdown, and its
+numbers beside it as JSON.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from common.cli import Parser, run_main
+from common.errors import UserError
+
+ROWS = {"source": "trained on source", "dann": "DANN", "target": "trained on target"}
+SPLITS = ("val", "test")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run folders of dann.train")
+    parser.add_argument("--out", metavar="TABLE.md", type=Path)
+    args = parser.parse_args(argv)
+    if args.out is not None and args.out.suffix != ".md":
+        parser.error(f"--out: got {args.out}, expected a name that ends in .md")
+    return args
+
+
+def read_results(run_dirs: list[Path]) -> list[dict]:
+    """Return each run's result.json; runs that differ in more than the seed may not share a cell."""
+    results, steps, seeds = [], {}, {}
+    for run_dir in run_dirs:
+        try:
+            result = json.loads((run_dir / "result.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            raise UserError(f"{run_dir} has no result.json: finish it with --resume auto") from None
+        cell = row_of(result), column_of(result)
+        if result["steps"] != steps.setdefault(cell, result["steps"]):
+            raise UserError(f"{run_dir}: got {result['steps']} steps, expected {steps[cell]} like the others "
+                            "of its cell: leave it out")
+        if seeds.setdefault((cell, result["seed"]), run_dir) is not run_dir:
+            raise UserError(f"{run_dir}: same settings and seed as {seeds[cell, result['seed']]}: "
+                            "leave one out")
+        results.append(result)
+    return results
+
+
+def row_of(result: dict) -> str:
+    """Return the row's title."""
+    return ROWS[result["mode"]] + ("" if result["augment"] else ", no augmentation")
+
+
+def column_of(result: dict) -> str:
+    """Return the column's title."""
+    pair = f"{result['source']} -> {result['target']}"
+    return f"{pair} (builtin)" if result["data"] == "builtin" else pair
+
+
+def build_table(results: list[dict]) -> list[dict]:
+    """Return one dict a cell: row, column, seeds, and for each split the mean and standard deviation."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for result in sorted(results, key=lambda r: (list(ROWS).index(r["mode"]), not r["augment"], r["seed"])):
+        groups.setdefault((row_of(result), column_of(result)), []).append(result)
+    cells = []
+    for (row, column), runs in groups.items():
+        cell = {"row": row, "column": column, "seeds": [run["seed"] for run in runs]}
+        for split in SPLITS:
+            scores = [run[split] for run in runs if split in run]
+            if scores:
+                spread = statistics.stdev(scores) if len(scores) > 1 else None
+                cell[split] = {"mean": statistics.mean(scores), "std": spread}
+        cells.append(cell)
+    return cells
+
+
+def to_markdown(cells: list[dict]) -> str:
+    """Lay the cells out as one Markdown table a split, in percent."""
+    rows, columns = (list(dict.fromkeys(cell[key] for cell in cells)) for key in ("row", "column"))
+    blocks = []
+    for split in SPLITS:
+        found = {(cell["row"], cell["column"]): cell for cell in cells if split in cell}
+        if found:
+            lines = [[f"accuracy on {split}, %", *columns], ["---"] * (len(columns) + 1)]
+            lines += [[row, *(_shown(found.get((row, column)), split) for column in columns)] for row in rows]
+            blocks.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(blocks)
+
+
+def _shown(cell: dict | None, split: str) -> str:
+    if cell is None:
+        return "-"
+    mean, std = cell[split]["mean"], cell[split]["std"]
+    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f} ({len(cell['seeds'])} seeds)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    cells = build_table(read_results(args.runs))
+    table = to_markdown(cells)
+    print(table, end="")
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(table)
+        args.out.with_suffix(".json").write_text(json.dumps(cells, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,68 @@
+"""The table from made-up results."""
+
+import json
+
+import pytest
+
+from common.errors import UserError
+from dann.evaluate import main
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Write result.json files; returns the function that adds a run."""
+    def add(name, mode, seed=0, val=0.9, **changes):
+        folder = tmp_path / name
+        folder.mkdir()
+        result = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": mode, "augment": True,
+                  "seed": seed, "steps": 10, "seconds": 1.0, "val": val} | changes
+        (folder / "result.json").write_text(json.dumps(result))
+        return str(folder)
+
+    return add
+
+
+def test_table(runs, tmp_path, capsys):
+    paths = [runs("t", "target", val=0.99, test=0.97), runs("d1", "dann", 1, 0.92), runs("d0", "dann"),
+             runs("s", "source", val=0.8), runs("x", "dann", val=0.456, data="builtin", target="svhn"),
+             runs("n", "source", val=0.6, augment=False)]
+    out = tmp_path / "report" / "table.md"
+    assert main([*paths, "--out", str(out)]) == 0
+    assert out.read_text() == capsys.readouterr().out == """\
+| accuracy on val, % | mnistm -> usps | mnistm -> svhn (builtin) |
+| --- | --- | --- |
+| trained on source | 80.0 | - |
+| trained on source, no augmentation | 60.0 | - |
+| DANN | 91.0 ± 1.4 (2 seeds) | 45.6 |
+| trained on target | 99.0 | - |
+
+| accuracy on test, % | mnistm -> usps | mnistm -> svhn (builtin) |
+| --- | --- | --- |
+| trained on source | - | - |
+| trained on source, no augmentation | - | - |
+| DANN | - | - |
+| trained on target | 97.0 | - |
+"""
+    cells = {(cell["row"], cell["column"]): cell for cell in json.loads(out.with_suffix(".json").read_text())}
+    assert cells["DANN", "mnistm -> usps"]["seeds"] == [0, 1]
+    assert cells["DANN", "mnistm -> usps"]["val"] == pytest.approx({"mean": 0.91, "std": 0.02 / 2 ** 0.5})
+    assert cells["trained on target", "mnistm -> usps"]["test"] == {"mean": 0.97, "std": None}
+
+
+def test_real_runs(train, capsys):
+    paths = [str(train(mode, "--mode", mode)) for mode in ("source", "dann")]
+    capsys.readouterr()
+    assert main(paths) == 0
+    assert capsys.readouterr().out.count("| trained on source |") == 2
+
+
+def test_mistakes(runs, tmp_path):
+    first, twin = runs("a", "dann"), runs("b", "dann")
+    with pytest.raises(UserError, match="same settings and seed"):
+        main([first, twin])
+    with pytest.raises(UserError, match="20 steps, expected 10"):
+        main([first, runs("c", "dann", 1, steps=20)])
+    with pytest.raises(UserError, match=r"no result\.json"):
+        main([first, str(tmp_path)])
+    with pytest.raises(UserError, match=r"\.md"):
+        main([first, "--out", "table.txt"])

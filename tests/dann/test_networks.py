@@ -1,0 +1,102 @@
+"""The architecture against the golden text, gradient reversal, losses and augmentation."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dann.augment import augment
+from dann.grl import grad_reverse, grl_coeff
+from dann.losses import class_loss, domain_accuracy, domain_loss
+from dann.networks import DANN
+
+GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
+
+
+def test_architecture():
+    parameters = dict(DANN().named_parameters())
+    lines = [f"{name} {'x'.join(map(str, p.shape))}" for name, p in parameters.items()]
+    assert lines == GOLDEN.read_text().splitlines()
+    assert len(parameters) == 24
+    assert sum(p.numel() for p in parameters.values()) == 710_172
+
+
+def test_layers_in_order():
+    model = DANN()
+    kinds = {name: [type(layer).__name__ for layer in part] for name, part in model.named_children()}
+    dense = ["Linear", "BatchNorm1d", "ReLU"]
+    assert kinds == {
+        "feature": ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d",
+                    "Conv2d", "BatchNorm2d", "Dropout2d", "ReLU", "MaxPool2d"],
+        "classifier": [*dense, *dense, "Linear"],
+        "discriminator": [*dense, "Linear"],
+    }
+    assert model.feature[6].p == 0.5
+    features = model.eval().features(torch.zeros(2, 3, 28, 28))
+    class_logits, domain_logits = model(torch.zeros(2, 3, 28, 28), 1.0)
+    assert (features.shape, class_logits.shape, domain_logits.shape) == ((2, 768), (2, 10), (2, 2))
+
+
+@pytest.mark.parametrize("coeff", [0.0, 0.3, 1.0, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_reversal_is_minus_coeff_times_the_plain_gradient(coeff, dtype):
+    x = torch.randn(4, 5).to(dtype).requires_grad_()
+    weight = torch.randn(5, 3).to(dtype)
+    (plain,) = torch.autograd.grad((x @ weight).square().sum(), x)
+    y = grad_reverse(x, coeff)
+    assert torch.equal(y, x) and y.dtype == dtype
+    (reversed_,) = torch.autograd.grad((y @ weight).square().sum(), x)
+    assert torch.equal(reversed_, -coeff * plain)
+    y = grad_reverse(x, torch.tensor(coeff))
+    (by_tensor,) = torch.autograd.grad((y @ weight).square().sum(), x)
+    torch.testing.assert_close(by_tensor, reversed_)
+
+
+def test_reversal_reaches_the_features_alone():
+    model = DANN().eval()
+    x = torch.randn(4, 3, 28, 28)
+    wanted = [model.feature[0].weight, model.discriminator[0].weight]
+    plain = torch.autograd.grad(domain_loss(*model.discriminator(model.features(x)).chunk(2)), wanted)
+    got = torch.autograd.grad(domain_loss(*model(x, 0.5)[1].chunk(2)), wanted)
+    torch.testing.assert_close(got[0], -0.5 * plain[0])
+    torch.testing.assert_close(got[1], plain[1])
+
+
+def test_coefficient():
+    assert grl_coeff(0) == 0
+    assert grl_coeff(0.5) == pytest.approx(math.tanh(2.5), abs=1e-12)
+    assert grl_coeff(1) == pytest.approx(0.9999092, abs=1e-7)
+    assert grl_coeff(0.3, gamma=0) == 0
+
+
+def test_losses_by_hand():
+    source, target = torch.tensor([[9.0, -9.0]]), torch.tensor([[-9.0, 9.0]])
+    assert domain_loss(source, target).item() == pytest.approx(0, abs=1e-6)
+    assert domain_loss(target, source).item() == pytest.approx(18)
+    assert domain_loss(source, source).item() == pytest.approx(9)
+    pairs = (source, target), (target, source), (source, source)
+    assert [domain_accuracy(*pair).item() for pair in pairs] == [1, 0, 0.5]
+    labels = torch.tensor([0, 5, 9])
+    assert class_loss(torch.zeros(3, 10), labels).item() == pytest.approx(math.log(10))
+    assert class_loss(torch.zeros(3, 10, dtype=torch.bfloat16), labels).dtype == torch.float32
+
+
+def test_augment_keeps_shape_range_and_flat_images():
+    images = torch.rand(16, 3, 28, 28) * 2 - 1
+    moved = augment(images)
+    assert moved.shape == images.shape and moved.dtype == torch.float32
+    assert moved.min() >= -1 and moved.max() <= 1
+    assert not torch.allclose(moved, images)
+    flat = torch.full((4, 3, 28, 28), 0.25)
+    torch.testing.assert_close(augment(flat), flat)
+
+
+def test_augment_moves_little_and_never_mirrors():
+    """A mark in the upper left corner stays nearer to it than to any other corner."""
+    images = torch.zeros(200, 1, 28, 28)
+    images[:, :, 8:11, 8:11] = 1
+    mass = augment(images)[:, 0]
+    assert (mass[:, :14, :14].sum((1, 2)) > 0.7 * mass.sum((1, 2))).all()
+    size = mass.sum((1, 2)) / 9
+    assert size.min() > 0.7 and size.max() < 2.5 and size.mean() > 1.2

@@ -1,0 +1,208 @@
+"""Training: one step by hand, reproducible and resumable runs, and what it may not look at."""
+
+import copy
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from common.errors import UserError
+from common.runlog import Run, read_metrics
+from dann import train as training
+from dann.networks import DANN
+from dann.train import learning_rate, main, train_step
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_one_step_by_hand():
+    """The step against plain torch, where the reversal is a second backward pass with the sign turned."""
+    torch.manual_seed(0)
+    model = DANN()
+    twin = copy.deepcopy(model)
+    x, target_x, labels = torch.randn(8, 3, 28, 28), torch.randn(8, 3, 28, 28), torch.arange(8)
+    progress, lr = 0.25, 1e-3
+
+    torch.manual_seed(1)
+    optimiser = torch.optim.SGD(model.parameters(), lr=lr)
+    metrics = train_step(model, optimiser, x, labels, target_x, progress, torch.float32)
+
+    torch.manual_seed(1)
+    coeff = 2 / (1 + math.exp(-10 * progress)) - 1
+    features = twin.feature(x).flatten(1)
+    of_class = F.cross_entropy(twin.classifier(features), labels)
+    source_logits = twin.discriminator(features)
+    features = twin.feature(target_x).flatten(1)
+    twin.classifier(features)  # its running statistics see the target as well
+    domain_logits = torch.cat([source_logits, twin.discriminator(features)])
+    of_domain = F.cross_entropy(domain_logits, torch.tensor([0] * 8 + [1] * 8))
+    extractor, classifier = list(twin.feature.parameters()), list(twin.classifier.parameters())
+    discriminator = list(twin.discriminator.parameters())
+    grads = torch.autograd.grad(of_class - coeff * of_domain, extractor, retain_graph=True)
+    grads += torch.autograd.grad(of_class, classifier, retain_graph=True)
+    grads += torch.autograd.grad(of_domain, discriminator)
+    with torch.no_grad():
+        for p, grad in zip(extractor + classifier + discriminator, grads, strict=True):
+            p -= lr * grad
+
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert metrics["class_loss"].item() == pytest.approx(of_class.item(), rel=1e-5)
+    assert metrics["domain_loss"].item() == pytest.approx(of_domain.item(), rel=1e-5)
+    assert metrics["grl_coeff"].item() == pytest.approx(coeff)
+
+
+def test_a_step_without_target_leaves_the_discriminator_alone():
+    model = DANN()
+    before = copy.deepcopy(model)
+    optimiser = torch.optim.Adam(model.parameters())
+    x, labels = torch.randn(4, 3, 28, 28), torch.arange(4)
+    metrics = train_step(model, optimiser, x, labels, None, 0.5, torch.float32)
+    assert list(metrics) == ["class_loss"]
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    assert {name.partition(".")[0] for name in moved} == {"feature", "classifier"}
+
+
+def test_overfits_one_batch():
+    torch.manual_seed(0)
+    model = DANN()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, target_x, labels = torch.randn(20, 3, 28, 28), torch.randn(20, 3, 28, 28), torch.arange(20) % 10
+    for step in range(40):
+        loss = train_step(model, optimiser, x, labels, target_x, step / 40, torch.float32)["class_loss"]
+    assert loss < 0.1
+
+
+def test_learning_rate():
+    assert learning_rate(1e-3, 0) == 1e-3
+    assert learning_rate(1e-3, 1) == pytest.approx(1e-3 / 11 ** 0.75)
+
+
+def test_learns_the_bars(train):
+    result = json.loads((train("run", "--mode", "target", "--steps", "60", "--batch-size", "20",
+                               "--no-augment") / "result.json").read_text())
+    assert result["val"] == result["test"] == 1.0
+
+
+def test_run_folder(train, capsys):
+    out = train("run", "--sample-every", "3")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann: target val ")
+    result = json.loads((out / "result.json").read_text())
+    assert list(result) == ["data", "source", "target", "mode", "augment", "seed", "steps", "seconds",
+                            "val", "test"]
+    assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
+    assert {p.name for p in out.iterdir()} == {"args.json", "versions.json", "metrics.jsonl", "done",
+                                              "last.pt", "samples", "result.json"}
+    assert sorted(p.name for p in (out / "samples").iterdir()) == ["0000003.png", "0000006.png"]
+    rows = read_metrics(out)
+    assert list(rows[0]) == ["step", "class_loss", "domain_loss", "domain_accuracy", "grl_coeff"]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert rows[0]["grl_coeff"] < rows[1]["grl_coeff"] < rows[2]["grl_coeff"] < 1
+
+
+def test_scores_in_eval_mode(train, monkeypatch):
+    """The score does not depend on dropout, batch mates or the random state."""
+    models, predict = [], training.predict
+    monkeypatch.setattr(training, "predict", lambda *args: models.append(args[0]) or predict(*args))
+    train("run")
+    images = torch.randint(0, 256, (6, 3, 28, 28), dtype=torch.uint8)
+    for model in models:
+        features, _ = predict(model.train(), images, torch.device("cpu"))
+        assert not model.training
+        torch.testing.assert_close(predict(model, images[:2], torch.device("cpu"))[0], features[:2])
+
+
+@pytest.mark.parametrize("mode", ["source", "dann", "target"])
+def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, monkeypatch):
+    whole = train("whole", "--mode", mode)
+    assert same(weights(train("again", "--mode", mode)), weights(whole))
+    assert not same(weights(train("other", "--mode", mode, "--seed", "1")), weights(whole))
+
+    record = Run.record
+
+    def record_and_stop(self, metrics):
+        record(self, metrics)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", record_and_stop)
+        with pytest.raises(SystemExit) as stop:
+            train("broken", "--mode", mode)
+    assert stop.value.code == 128 + signal.SIGTERM
+    broken = whole.parent / "broken"
+    assert not (broken / "result.json").exists()
+    train("broken", "--mode", mode, "--resume", "auto")
+    assert same(weights(broken), weights(whole))
+    assert read_metrics(broken) == read_metrics(whole)
+    results = [json.loads((out / "result.json").read_text()) | {"seconds": 0} for out in (broken, whole)]
+    assert results[0] == results[1]
+
+
+def relabelled(data, domain, tmp_path):
+    """A copy of the data folder whose training labels of one domain are shifted by one."""
+    copied = tmp_path / "relabelled" / "hw2_data"
+    shutil.copytree(data, copied)
+    path = copied / "digits" / domain / "train.csv"
+    rows = list(csv.reader(path.read_text().splitlines()))
+    shifted = "".join(f"{name},{(int(label) + 1) % 10}\n" for name, label in rows[1:])
+    path.write_text("image_name,label\n" + shifted)
+    return copied
+
+
+@pytest.mark.parametrize("mode", ["source", "dann"])
+def test_target_labels_are_never_used(mode, data, train, weights, tmp_path):
+    plain = weights(train("plain", "--mode", mode))
+    swapped = relabelled(data, "usps", tmp_path)
+    assert same(weights(train("swapped", "--mode", mode, "--data", str(swapped))), plain)
+
+
+def test_labels_that_are_used_matter(data, train, weights, tmp_path):
+    swapped = relabelled(data, "usps", tmp_path)
+    assert not same(weights(train("plain", "--mode", "target")),
+                    weights(train("swapped", "--mode", "target", "--data", str(swapped))))
+
+
+def test_dann_looks_at_the_target_and_source_does_not(train, weights):
+    source, dann = weights(train("source", "--mode", "source")), weights(train("dann", "--mode", "dann"))
+    assert not torch.equal(source["feature.0.weight"], dann["feature.0.weight"])
+    assert not same(dann, weights(train("plain", "--mode", "dann", "--no-augment")))
+
+
+def test_test_csv_without_images_is_left_out(data, train, tmp_path, caplog):
+    copied = tmp_path / "coursework" / "hw2_data"
+    shutil.copytree(data, copied)
+    (copied / "digits" / "usps" / "test.csv").write_text("image_name,label\n00000.png,3\n")
+    out = train("run", "--mode", "source", "--data", str(copied))
+    assert "test" not in json.loads((out / "result.json").read_text())
+    assert "no test score" in caplog.text
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--source", "usps"], "usps twice"),
+    (["--source", "emnist"], "--source"),
+    (["--batch-size", "1"], "--batch-size"),
+    (["--batch-size", "41"], "larger than the training set"),
+    (["--mode", "both"], "--mode"),
+    (["--data", "nowhere"], "nowhere"),
+])
+def test_user_mistakes(flags, said, data, tmp_path):
+    with pytest.raises(UserError, match=said) as mistake:
+        main(["--data", str(data), "--out", str(tmp_path / "run"), *flags])
+    assert "\n" not in str(mistake.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_default_folder_and_dry_run(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--data", str(data), "--batch-size", "8", "--epochs", "2", "--dry-run"]) == 0
+    assert "out=runs/dann-mnistm-usps-dann" in (said := capsys.readouterr().out) and "steps=10 " in said
+    assert not (tmp_path / "runs").exists()

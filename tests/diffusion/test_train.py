@@ -1,0 +1,203 @@
+"""Training: one step by hand, determinism, exact resume, and that it learns."""
+
+import copy
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from common.ema import EMA
+from common.errors import UserError
+from common.runlog import Run, read_metrics
+from diffusion import train
+from diffusion.schedule import make_schedule
+from diffusion.unet import ConditionalUNet
+
+FLAGS = ["--width", "8", "--batch-size", "8", "--steps", "6", "--log-every", "2", "--sample-every", "6",
+         "--save-every", "4", "--warmup", "2", "--device", "cpu"]
+
+
+def run(digits_dir, out, *more):
+    return train.main(["--data", str(digits_dir), "--out", str(out), *FLAGS, *more])
+
+
+def weights(out):
+    return torch.load(out / "last.pt", weights_only=True)
+
+
+def assert_same(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def finished(digits_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert run(digits_dir, out) == 0
+    return out
+
+
+def test_run_folder_is_complete(finished):
+    for name in ("args.json", "versions.json", "metrics.jsonl", "curves.png", "last.pt", "done",
+                 "samples/0000006.png"):
+        assert (finished / name).exists(), name
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert {"loss", "loss_q0", "loss_q3", "grad_norm"} <= rows[0].keys()
+    assert json.loads((finished / "done").read_text())["steps"] == 6
+
+
+def test_same_seed_gives_the_same_bits_and_another_does_not(digits_dir, finished, tmp_path):
+    run(digits_dir, tmp_path / "again")
+    run(digits_dir, tmp_path / "other", "--seed", "1")
+    for part in ("parts", "weights", "rng"):
+        assert_same(weights(tmp_path / "again")[part], weights(finished)[part])
+    assert read_metrics(tmp_path / "again") == read_metrics(finished)
+    assert (tmp_path / "again/samples/0000006.png").read_bytes() == (finished / "samples/0000006.png").read_bytes()
+    assert read_metrics(tmp_path / "other") != read_metrics(finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, monkeypatch, number):
+    record = Run.record
+
+    def record_then_stop(self, metrics):
+        record(self, metrics)
+        if self.step == 2:  # in the middle of a log interval
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Run, "record", record_then_stop)
+    with pytest.raises(SystemExit) as stop:
+        run(digits_dir, tmp_path / "run")
+    assert stop.value.code == 128 + number
+    monkeypatch.undo()
+    assert weights(tmp_path / "run")["step"] == 3
+    run(digits_dir, tmp_path / "run", "--resume", "auto")
+    for part in ("parts", "weights", "rng", "log", "step"):
+        assert_same(weights(tmp_path / "run")[part], weights(finished)[part])
+    assert read_metrics(tmp_path / "run") == read_metrics(finished)
+
+
+def test_killed_after_its_checkpoint_logs_no_step_twice(digits_dir, finished, tmp_path, monkeypatch):
+    record = Run.record
+
+    def record_then_die(self, metrics):
+        record(self, metrics)
+        if self.step == 5:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Run, "record", record_then_die)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(digits_dir, tmp_path / "run", "--save-every", "3")
+    monkeypatch.undo()
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [2, 4]
+    run(digits_dir, tmp_path / "run", "--resume", "auto", "--save-every", "3")
+    assert read_metrics(tmp_path / "run") == read_metrics(finished)
+    assert_same(weights(tmp_path / "run")["parts"], weights(finished)["parts"])
+
+
+def test_one_step_by_hand():
+    torch.manual_seed(0)
+    args = train.parse_args(["--width", "8", "--lr", "1e-3", "--label-dropout", "0.5", "--prediction", "noise",
+                             "--schedule", "linear", "--no-min-snr"])
+    schedule = make_schedule("linear")
+    model = ConditionalUNet(8)
+    by_hand = copy.deepcopy(model)
+    ema = EMA(model, 0.999)
+    start = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
+
+    torch.manual_seed(1)
+    metrics = train.train_step(model, ema, optimiser, schedule, x_0, labels, args, torch.float32)
+
+    torch.manual_seed(1)
+    t = torch.randint(0, 1000, (6,))
+    noise = torch.randn(6, 3, 28, 28)
+    keep = torch.rand(6) >= 0.5
+    assert 0 < keep.sum() < 6
+    alpha_bar = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
+    optimiser = torch.optim.AdamW(by_hand.parameters(), lr=1e-3)
+    loss = ((by_hand(x_t, t, labels, keep) - noise) ** 2).mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
+    optimiser.step()
+
+    torch.testing.assert_close(metrics["loss"], loss)
+    torch.testing.assert_close(dict(model.named_parameters()), dict(by_hand.named_parameters()))
+    # After one update the warmed-up decay is 1/10: the average is nine tenths of the way to the new weights.
+    name = "inc.double_conv.0.weight"
+    expected = start[name] + 0.9 * (by_hand.state_dict()[name] - start[name])
+    torch.testing.assert_close(ema.module.state_dict()[name], expected)
+
+
+def test_overfits_one_batch():
+    torch.manual_seed(0)
+    args = train.parse_args(["--width", "8"])
+    schedule, model = make_schedule("cosine"), ConditionalUNet(8)
+    ema = EMA(model, 0.9)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    x_0, labels = (torch.rand(4, 3, 1, 1) * 2 - 1).expand(4, 3, 28, 28), torch.arange(4)
+    losses = [train.train_step(model, ema, optimiser, schedule, x_0, labels, args, torch.float32)["loss"].item()
+              for _ in range(60)]
+    assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(digits_dir, tmp_path, monkeypatch):
+    step = train.train_step
+
+    def broken_step(*args):
+        metrics = step(*args)
+        broken_step.calls += 1
+        return {name: value * (float("nan") if broken_step.calls == 5 else 1) for name, value in metrics.items()}
+
+    broken_step.calls = 0
+    monkeypatch.setattr(train, "train_step", broken_step)
+    with pytest.raises(UserError, match="step 6: the last good checkpoint is kept"):
+        run(digits_dir, tmp_path / "run")
+    assert weights(tmp_path / "run")["step"] == 4
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--width", "10"], "multiple of 4"),
+    (["--batch-size", "5000"], "larger than the training set"),
+    (["--lr", "-1"], "expected a number > 0"),
+    (["--steps", "x"], "whole number"),
+    (["--steps", "3", "--epochs", "3"], "not allowed with"),
+    (["--domain", "emnist"], "emnist"),
+    (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+])
+def test_mistakes_end_in_one_line_and_write_nothing(digits_dir, tmp_path, more, message):
+    with pytest.raises(UserError, match=message) as mistake:
+        train.main(["--data", str(digits_dir), "--out", str(tmp_path / "run"), "--batch-size", "8", *more])
+    assert "\n" not in str(mistake.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten_and_never_resumed_with_other_settings(digits_dir, finished):
+    before = (finished / "last.pt").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        run(digits_dir, finished)
+    with pytest.raises(UserError, match="trained with lr=0.0005, got lr=0.1"):
+        run(digits_dir, finished, "--resume", "auto", "--lr", "0.1")
+    assert (finished / "last.pt").read_bytes() == before
+
+
+def test_dry_run_writes_nothing(digits_dir, tmp_path, capsys):
+    assert train.main(["--data", str(digits_dir), "--out", str(tmp_path / "run"), "--batch-size", "8",
+                       "--dry-run"]) == 0
+    assert "batch_size=8" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,86 @@
+"""The U-Net's table of parameters, its label dropout, and its fast path."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.unet import ConditionalUNet, time_embedding
+
+GOLDEN = Path(__file__).parent / "golden" / "unet.txt"
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return ConditionalUNet(width=8).eval()
+
+
+def test_parameters_match_the_report():
+    # Made with: python -c "from diffusion.unet import *; [print(n, *p.shape) for n, p in
+    #   ConditionalUNet().named_parameters()]"
+    model = ConditionalUNet()
+    lines = [" ".join(map(str, (name, *p.shape))) for name, p in model.named_parameters()]
+    assert lines == GOLDEN.read_text().splitlines()
+    assert len(lines) == 183
+    assert sum(p.numel() for p in model.parameters()) == 23_335_299
+
+
+def test_printed_layers_match_the_report():
+    text = str(ConditionalUNet())
+    counts = {"Conv2d(": 33, "GroupNorm(1, ": 32, "MaxPool2d(kernel_size=2, stride=2": 3, "SelfAttention(": 6,
+              "Upsample(scale_factor=2.0, mode='bilinear')": 3, "Upsample(scale_factor=2.5, mode='bilinear')": 3,
+              "NonDynamicallyQuantizableLinear(": 6, "SiLU()": 6, "(label_emb): Embedding(10, 256)": 1}
+    assert {line: text.count(line) for line in counts} == counts
+
+
+def test_output_is_float32_of_the_input_shape(small):
+    x = torch.randn(2, 3, 28, 28)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = small(x, torch.tensor([0, 999]), torch.tensor([3, 4]))
+    assert out.shape == x.shape
+    assert out.dtype == torch.float32
+
+
+def test_dropped_labels_are_the_unconditional_branch_sample_by_sample(small):
+    x, t, labels = torch.randn(3, 3, 28, 28), torch.tensor([10, 500, 900]), torch.tensor([1, 2, 3])
+    mixed = small(x, t, labels, torch.tensor([True, False, True]))
+    torch.testing.assert_close(mixed[[0, 2]], small(x, t, labels)[[0, 2]])
+    torch.testing.assert_close(mixed[1], small(x, t)[1])
+    assert not torch.allclose(mixed[1], small(x, t, labels)[1])
+
+
+def test_time_and_label_both_matter(small):
+    x, labels = torch.randn(1, 3, 28, 28), torch.tensor([3])
+    out = small(x, torch.tensor([10]), labels)
+    assert not torch.allclose(out, small(x, torch.tensor([600]), labels))
+    assert not torch.allclose(out, small(x, torch.tensor([10]), labels + 1))
+
+
+def test_time_embedding_is_the_papers():
+    emb = time_embedding(torch.tensor([0, 7]), 256)
+    assert emb.shape == (2, 256)
+    torch.testing.assert_close(emb[0], torch.cat([torch.zeros(128), torch.ones(128)]))
+    expected = 7 / 10_000 ** (2 * 5 / 256)
+    assert emb[1, 5].item() == pytest.approx(torch.tensor(expected).sin().item(), abs=1e-5)
+    assert emb[1, 128 + 5].item() == pytest.approx(torch.tensor(expected).cos().item(), abs=1e-5)
+
+
+def test_attention_without_weights_equals_attention_with(small):
+    layer = small.sa3
+    x = torch.randn(2, 32, 3, 3)
+    tokens = x.flatten(2).transpose(1, 2)
+    normed = layer.ln(tokens)
+    with torch.no_grad():
+        plain = tokens + layer.mha(normed, normed, normed, need_weights=True)[0]
+        plain = plain + layer.ff_self(plain)
+        torch.testing.assert_close(layer(x), plain.transpose(1, 2).unflatten(2, (3, 3)), atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_channels_last_agrees_with_float32(small):
+    x, t, labels = torch.randn(4, 3, 28, 28), torch.randint(0, 1000, (4,)), torch.arange(4)
+    with torch.no_grad():
+        plain = small(x, t, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            fast = small(x.contiguous(memory_format=torch.channels_last), t, labels)
+    assert (fast - plain).abs().max() < 0.05 * plain.std() + 0.02

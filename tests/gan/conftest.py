@@ -1,0 +1,63 @@
+"""Tiny random faces in the canonical folder layout, and a run of four steps of each model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gan.train import main as train
+
+SMALL = ["--device", "cpu", "--precision", "fp32", "--width", "8", "--batch-size", "4", "--log-every", "1"]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Networks this small run fastest on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def smooth_images(count: int, seed: int) -> list[Image.Image]:
+    """Draw soft random colour fields of 64x64 pixels."""
+    rng = np.random.default_rng(seed)
+    fields = (Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(count))
+    return [field.resize((64, 64), Image.Resampling.BICUBIC) for field in fields]
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for seed, (split, count) in enumerate({"train": 10, "val": 8}.items()):
+        folder = root / "face" / split
+        folder.mkdir(parents=True)
+        for i, image in enumerate(smooth_images(count, seed)):
+            image.save(folder / f"{i:05d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def smooth() -> torch.Tensor:
+    """(40, 3, 64, 64) uint8."""
+    arrays = np.stack([np.asarray(image) for image in smooth_images(40, seed=2)])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture(scope="session")
+def run_gan(faces):
+    """Train in-process on the tiny faces; return the run folder."""
+    def run(out: Path, model: str, steps: int, *flags: str) -> Path:
+        where = ["--data", str(faces), "--out", str(out)]
+        assert train(["--model", model, *where, "--steps", str(steps), *SMALL, *flags]) == 0
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session", params=["dcgan", "sagan"])
+def trained(request, run_gan, tmp_path_factory) -> tuple[str, Path]:
+    """(model, run folder) of an unbroken run of four steps."""
+    return request.param, run_gan(tmp_path_factory.mktemp("run") / request.param, request.param, 4)

@@ -1,0 +1,92 @@
+"""Scores: closed cases of the distance, its direction on folders, the report, and mistakes."""
+
+import json
+
+import pytest
+import torch
+
+from common.errors import UserError
+from gan.evaluate import laplacian_pyramid, main, patches, score, sliced_wasserstein, swd, variety
+
+
+@pytest.fixture(scope="module")
+def noise() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (20, 3, 64, 64), dtype=torch.uint8, generator=generator)
+
+
+def test_pyramid_adds_up_to_the_image(smooth):
+    fine, middle, coarse = laplacian_pyramid(smooth.float())
+    assert [band.shape[-1] for band in (fine, middle, coarse)] == [64, 32, 16]
+    constant = laplacian_pyramid(torch.full((1, 3, 64, 64), 100.0))
+    assert constant[0].abs().max() < 1e-3 and constant[1].abs().max() < 1e-3
+    torch.testing.assert_close(constant[2], torch.full((1, 3, 16, 16), 100.0))
+    assert fine.square().mean() < coarse.square().mean()
+
+
+def test_patches_are_windows_normalised_by_channel():
+    ramp = torch.arange(16.0).expand(2, 3, 16, 16)  # rises along the width
+    cut = patches(ramp, torch.Generator().manual_seed(0)).view(-1, 7, 7, 3)
+    assert cut.shape[0] == 2 * 128
+    assert cut.mean(dim=(0, 1, 2)).abs().max() < 1e-5
+    torch.testing.assert_close(cut.std(dim=(0, 1, 2)), torch.ones(3))
+    assert torch.equal(cut[:, 0], cut[:, 6])  # rows are alike
+    steps = cut[:, :, 1:] - cut[:, :, :-1]  # columns rise evenly
+    torch.testing.assert_close(steps, steps[0, 0, 0, 0].expand_as(steps))
+
+
+def test_distance_of_a_shift_is_its_mean_projection():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(500, 147, generator=generator)
+    shift = torch.randn(147, generator=generator)
+    directions = torch.nn.functional.normalize(
+        torch.randn(512, 147, generator=torch.Generator().manual_seed(1)), dim=1)
+    got = sliced_wasserstein(a, (a + shift)[torch.randperm(500)], torch.Generator().manual_seed(1))
+    assert got == pytest.approx((directions @ shift).abs().mean().item(), rel=1e-4)
+
+
+def test_same_set_is_near_and_noise_is_far(smooth, noise):
+    first, second = smooth.split(20)
+    same, half, far = (swd(first, other, seed=0) for other in (first, second, noise))
+    assert max(same) < 50  # not 0: the patches are others
+    assert all(a < c and b < c for a, b, c in zip(same, half, far, strict=True))
+    assert far[0] > 4 * max(same[0], half[0])  # noise differs most where it is finest
+
+
+def test_variety_counts_every_pair(smooth):
+    images = smooth[:4]
+    pairs = [(images[i].double() - images[j].double()).square().mean() for i in range(4) for j in range(i)]
+    assert variety(images) == pytest.approx(torch.stack(pairs).mean().sqrt().item())
+    assert variety(images[:1].expand(4, -1, -1, -1)) == 0
+
+
+def test_scores_take_equal_counts(smooth):
+    assert score(smooth[:7], smooth, 0)["images"] == 7
+    assert score(smooth, smooth[:21], 0)["images"] == 10
+    with pytest.raises(UserError, match="at least 2"):
+        score(smooth[:1], smooth, 0)
+
+
+def test_command(faces, tmp_path, capsys):
+    out = tmp_path / "scores" / "gan.json"
+    argv = [str(faces / "face" / "train"), "--reference", str(faces / "face" / "val"), "--out", str(out)]
+    assert main(argv) == 0
+    first = out.read_bytes()
+    assert main(argv) == 0
+    assert out.read_bytes() == first
+    scores = json.loads(first)
+    assert scores["images"] == 4 and len(scores["swd"]) == len(scores["swd_real"]) == 3
+    assert "real against real" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(faces, tmp_path):
+    real = ["--reference", str(faces / "face" / "val")]
+    with pytest.raises(UserError, match="no folder"):
+        main([str(tmp_path / "none"), *real])
+    with pytest.raises(UserError, match="holds no images"):
+        main([str(tmp_path), *real])
+    (tmp_path / "0000.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken image .*0000\.png"):
+        main([str(tmp_path), *real])
+    with pytest.raises(UserError, match="no folder"):
+        main([str(faces / "face" / "val"), "--reference", str(tmp_path / "none")])

@@ -1,0 +1,114 @@
+"""Inference: what is written, the same bytes however the work is cut up, and what is never overwritten."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.checkpoint import release
+from common.errors import UserError
+from common.images import seeded_normal
+from gan.inference import main
+from gan.models import build_generator
+
+COUNT = 53  # more than one block
+
+
+@pytest.fixture(scope="module")
+def draw(trained):
+    model, run = trained
+
+    def draw(out, n, *flags):
+        weights = ["--model", model, "--weights", str(run / "last.pt")]
+        assert main([str(out), *weights, "--n", str(n), *flags]) == 0
+        return {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else out.read_bytes()
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def drawn(draw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("drawn")
+    return out, draw(out, COUNT)
+
+
+def test_count_names_and_mode(drawn):
+    out, files = drawn
+    assert sorted(files) == [f"{i:04d}.png" for i in range(COUNT)]
+    with Image.open(out / "0052.png") as image:
+        assert (image.mode, image.size, image.format) == ("RGB", (64, 64), "PNG")
+    assert len(set(files.values())) == COUNT
+
+
+def test_images_are_what_the_average_draws_from_seeded_noise(drawn, trained):
+    model, run = trained
+    out, _ = drawn
+    content = torch.load(run / "last.pt", weights_only=True)
+    generator = build_generator({"model": model, "width": 8}).eval()
+    generator.load_state_dict(content["parts"]["g_ema"]["module"])
+    with torch.no_grad():
+        expected = generator(seeded_normal([(0, 0), (0, 52)], (100 if model == "dcgan" else 128,)))
+    for name, image in zip(("0000.png", "0052.png"), expected, strict=True):
+        with Image.open(out / name) as picture:
+            levels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        torch.testing.assert_close(levels, (image + 1) * 127.5, rtol=0, atol=0.51)
+
+
+def test_same_bytes_however_many_are_asked_for(drawn, draw, tmp_path):
+    _, files = drawn
+    assert draw(tmp_path / "again", COUNT) == files
+    few = draw(tmp_path / "few", 3)
+    assert few == {name: files[name] for name in few}
+    assert draw(tmp_path / "other", 3, "--seed", "1") != few
+
+
+def test_stopped_run_is_finished(drawn, draw, tmp_path, capsys):
+    _, files = drawn
+    out = tmp_path / "out"
+    draw(out, COUNT)
+    for name in ("0000.png", "0007.png", "0051.png"):
+        (out / name).unlink()
+    (out / ".0000.png.partial").write_bytes(b"half")
+    assert draw(out, COUNT) == files
+    assert "3 of them made now" in capsys.readouterr().out
+
+
+def test_foreign_files_are_refused(draw, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    Image.new("RGB", (64, 64)).save(out / "0001.png")
+    before = (out / "0001.png").read_bytes()
+    with pytest.raises(UserError, match=r"0001\.png was not made by this command"):
+        draw(out, 3)
+    assert (out / "0001.png").read_bytes() == before and len(list(out.iterdir())) == 1
+    draw(tmp_path / "seed0", 2)
+    with pytest.raises(UserError, match="these settings"):
+        draw(tmp_path / "seed0", 2, "--seed", "1")
+
+
+def test_grid_shows_the_same_images(drawn, draw, tmp_path):
+    out, _ = drawn
+    draw(tmp_path / "grid.png", 1000, "--grid", "10")
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+    with Image.open(tmp_path / "grid.png") as picture, Image.open(out / "0009.png") as last:
+        assert picture.size == (8 * 66 + 2, 2 * 66 + 2)
+        assert picture.crop((2 + 66, 2 + 66, 66 + 66, 66 + 66)).tobytes() == last.tobytes()
+
+
+def test_released_file_draws_too(trained, tmp_path):
+    model, run = trained
+    small = tmp_path / "small.pt"
+    release(run / "last.pt", f"gan/{model}", small)
+    assert main([str(tmp_path / "out"), "--model", model, "--weights", str(small), "--n", "2"]) == 0
+
+
+def test_mistakes_are_one_line(trained, tmp_path):
+    model, run = trained
+    other = "dcgan" if model == "sagan" else "sagan"
+    with pytest.raises(UserError, match=f"got a checkpoint of gan/{model}, expected gan/{other}"):
+        main([str(tmp_path / "out"), "--model", other, "--weights", str(run / "last.pt")])
+    with pytest.raises(UserError, match="no checkpoint at"):
+        main([str(tmp_path / "out"), "--weights", str(tmp_path / "none.pt")])
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        main([str(tmp_path / "out"), "--grid", "32"])
+    assert list(tmp_path.iterdir()) == []

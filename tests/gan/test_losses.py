@@ -1,0 +1,48 @@
+"""The losses against closed forms, and their direction."""
+
+import math
+
+import pytest
+import torch
+
+from gan.losses import LOSSES, hinge_d, hinge_g, non_saturating_d, non_saturating_g
+
+REAL, FAKE = torch.tensor([2.0, -0.5, 0.0]), torch.tensor([-3.0, 0.5, 1.5])
+
+
+def test_non_saturating_is_the_logarithm_of_probabilities():
+    real, fake = REAL.sigmoid(), FAKE.sigmoid()
+    torch.testing.assert_close(non_saturating_d(REAL, FAKE), -(real.log().mean() + (1 - fake).log().mean()))
+    torch.testing.assert_close(non_saturating_g(FAKE), -fake.log().mean())
+
+
+def test_hinge_by_hand():
+    # real: max(0, -1), max(0, 1.5), max(0, 1); fake: max(0, -2), max(0, 1.5), max(0, 2.5)
+    assert hinge_d(REAL, FAKE).item() == pytest.approx((0 + 1.5 + 1) / 3 + (0 + 1.5 + 2.5) / 3)
+    assert hinge_g(FAKE).item() == pytest.approx((3 - 0.5 - 1.5) / 3)
+
+
+def test_values_where_d_cannot_tell():
+    zero = torch.zeros(4)
+    assert non_saturating_d(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert non_saturating_g(zero).item() == pytest.approx(math.log(2))
+    assert hinge_d(zero, zero).item() == 2
+    assert hinge_g(zero).item() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_directions(name):
+    d_loss, g_loss = LOSSES[name]
+    real, fake = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    d_loss(real, fake).backward()
+    assert (real.grad < 0).all() and (fake.grad > 0).all()  # descent raises real logits, lowers fake ones
+    fake.grad = None
+    g_loss(fake).backward()
+    assert (fake.grad < 0).all()  # G raises them
+
+
+def test_no_overflow_at_large_logits():
+    large = torch.tensor([200.0], requires_grad=True)
+    non_saturating_g(-large).backward()
+    assert non_saturating_d(-large, large).item() == pytest.approx(400)
+    assert large.grad.item() == pytest.approx(1)  # where 1 - D(G(z)) would have none
