@@ -3,8 +3,8 @@
     python -m dann.train --source mnistm --target usps --mode dann --data hw2_data
 
 DANN (Ganin & Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, JMLR 17(59)) on the report's network. All
-three rows share images, augmentation, optimiser and schedule; target labels are read in mode target alone,
-and nothing is chosen by them: the network of the last step is scored. We differ from the paper in Adam for
+three rows share images, augmentation, optimiser and schedule; target labels train mode target alone, and no
+step is chosen by them: the network of the last one is scored. We differ from the paper in Adam for
 SGD and in the augmentation. Source and target go through the network one after the other, so that batch
 normalisation sees one domain at a time and its running statistics see both. Measured on MNIST-M -> USPS (600
 steps of batch 64, seed 0): 90.9 % so, 73.9 % with one joint batch, 89.6 % trained on source.
