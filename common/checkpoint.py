@@ -31,18 +31,18 @@ def save(path: Path, content: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def load(path: Path, kind: str) -> dict[str, Any]:
+def load(path: Path, kind: str | None = None) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Args:
         path: a run's checkpoint or a released file.
-        kind: what it must hold, e.g. "gan/sagan".
+        kind: what it must hold, e.g. "gan/sagan"; None takes any.
 
     Raises:
         UserError: missing, damaged or foreign file, another kind or format.
     """
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}: train one first, or name another with --weights or --resume")
+        raise UserError(f"no checkpoint at {path}: train one first, or name another file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
@@ -51,7 +51,7 @@ def load(path: Path, kind: str) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
     if content["format"] != FORMAT:
         raise UserError(f"{path}: got checkpoint format {content['format']}, expected {FORMAT}")
-    if content["kind"] != kind:
+    if kind not in (None, content["kind"]):
         raise UserError(f"{path}: got a checkpoint of {content['kind']}, expected {kind}")
     return content
 
@@ -74,12 +74,18 @@ def load_into(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None
     module.load_state_dict(weights)
 
 
-def release(run_checkpoint: Path, kind: str, path: Path) -> None:
-    """Write the weights of a run's checkpoint in half precision, without anything that only training needs."""
-    content = load(run_checkpoint, kind)
+def release(run_checkpoint: Path, path: Path) -> dict[str, Any]:
+    """Write the weights of a run's checkpoint in half precision, without anything that only training needs.
+
+    Returns:
+        what was written, but for the weights: kind, model_args and step.
+    """
+    content = load(run_checkpoint)
     weights = {name: value.half() if value.is_floating_point() else value
                for name, value in content["weights"].items()}
-    save(path, {"kind": kind, "model_args": content["model_args"], "step": content["step"], "weights": weights})
+    about = {name: content[name] for name in ("kind", "model_args", "step")}
+    save(path, {**about, "weights": weights})
+    return about
 
 
 def sha256(path: Path) -> str:

@@ -57,9 +57,11 @@ non_negative_float = _number(float, 0, float("inf"), low_open=False)
 fraction = _number(float, 0, 1, low_open=False)
 
 
-def add_device_flags(parser: Parser) -> None:
-    """Add --device and --precision, which training, inference and evaluation share."""
+def add_device_flags(parser: Parser, *, precision: bool = True) -> None:
+    """Add --device, and --precision for commands that do not always compute in float32."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    if not precision:
+        return
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="auto: bf16 where the hardware has it")
 

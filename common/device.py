@@ -19,7 +19,6 @@ def select_device(name: str) -> torch.device:
     if name == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     return torch.device(name)
 
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -63,6 +64,8 @@ class Run:
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._signal = 0
+        self.command = shlex.join(["python", "-m", _module_name(), *sys.argv[1:]])
+        self.seconds = 0.0  # of training, over all processes that had a part in it
         self._settings = {name: str(value) if isinstance(value, Path) else value
                           for name, value in sorted(vars(args).items())}
 
@@ -79,7 +82,7 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__,
                         "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-                        "pillow": PIL.__version__, "machine": describe_machine()}
+                        "pillow": PIL.__version__, "machine": describe_machine(), "command": self.command}
             (self.out / "args.json").write_text(json.dumps(self._settings, indent=2) + "\n")
             (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
             self._metrics_path = self.out / "metrics.jsonl"
@@ -100,7 +103,7 @@ class Run:
         for name, part in self.parts.items():
             part.load_state_dict(content["parts"][name])
         set_rng_state(content["rng"])
-        self.step = content["step"]
+        self.step, self.seconds = content["step"], content["seconds"]
         self._sums, self._count = content["log"]["sums"], content["log"]["count"]
         print(f"resumed {path} at step {self.step}")
 
@@ -111,13 +114,13 @@ class Run:
             "kind": self.kind, "args": self._settings, "model_args": self.model_args, "step": self.step,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "weights": self.weights.state_dict(), "rng": rng_state(),
-            "log": {"sums": self._sums, "count": self._count},
+            "log": {"sums": self._sums, "count": self._count}, "seconds": self.seconds,
         })
 
     def record(self, metrics: dict[str, Tensor]) -> None:
         """Add one step's 0-d tensors to the running means; nothing waits for the device here."""
         for name, value in metrics.items():
-            value = value.detach().float()
+            value = value.detach().float().clone()  # a metric may be a parameter, which moves
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
@@ -134,21 +137,22 @@ class Run:
 
         A signal ends the loop after the step in hand, saves, and exits with 128 + its number.
         """
-        args, start, began = self.args, self.step, time.perf_counter()
+        args, start = self.args, self.step
         print(describe(args))
         if start >= args.steps:
             print(f"{self.out}: {start} steps are done already; a larger --steps goes on")
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=args.steps, initial=start, unit="step", disable=not sys.stderr.isatty())
+        before, began = self.seconds, time.perf_counter()
         try:
             while self.step < args.steps:
                 yield self.step
                 log, save = self.due(args.log_every), self.due(args.save_every)
                 self.step += 1
+                self.seconds = before + time.perf_counter() - began
                 bar.update()
                 if log:
-                    rate = (self.step - start) * args.batch_size / (time.perf_counter() - began)
-                    self._log(bar, rate)
+                    self._log(bar, rate=(self.step - start) * args.batch_size / (self.seconds - before))
                 if save or self._signal:
                     self.save()
                 if self._signal:
@@ -158,9 +162,8 @@ class Run:
             bar.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        seconds = time.perf_counter() - began
         plot_curves(self.out)
-        (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(seconds, 1)}) + "\n")
+        (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(self.seconds, 1)}) + "\n")
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signal = number
@@ -182,6 +185,12 @@ class Run:
             print(f"step {self.step}/{self.args.steps} {shown} {rate:.0f} images/s", flush=True)
         else:
             bar.set_postfix_str(shown)
+
+
+def _module_name() -> str:
+    """Return the command's module, gan.train for .../gan/train.py."""
+    path = Path(sys.argv[0])
+    return f"{path.parent.name}.{path.stem}"
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from common.checkpoint import RELEASED, load_into, load_weights
-from common.cli import Parser, run_main
+from common.cli import Parser, add_device_flags, run_main
 from common.datasets import DIGIT_SIZE, load_readable
 from common.device import place, select_device
 from common.errors import UserError
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--target", choices=TARGETS, help="default: the one that the path of TEST_DIR names")
     parser.add_argument("--weights", metavar="PATH", type=Path,
                         help="a checkpoint of dann.train (default: the released one of the target)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device_flags(parser, precision=False)
     args = parser.parse_args(argv)
     if args.weights is None:
         args.weights = RELEASED / f"dann-mnistm-{args.target or target_of(args.test_dir)}.pt"

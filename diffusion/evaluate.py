@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--domain", default="mnistm")
     parser.add_argument("--classifier", metavar="PATH", type=Path,
                         help="where the classifier is kept (default: runs/classifier-<data>-<domain>.pt)")
-    parser.add_argument("--json", metavar="PATH", type=Path, help="write the scores there as well")
+    parser.add_argument("--out", metavar="PATH", type=Path, help="write the scores there as JSON as well")
     args = parser.parse_args(argv)
     if args.classifier is None:
         args.classifier = Path("runs") / f"classifier-{Path(args.data).name}-{args.domain}.pt"
@@ -109,9 +109,9 @@ def main(argv: list[str] | None = None) -> int:
     print("  by digit         " + " ".join(f"{d}:{v:.0%}" for d, v in scores["accuracy_by_digit"].items()))
     print(f"Frechet distance   {scores['frechet']:.2f}  (real against real: {scores['frechet_real']:.2f})")
     print(f"variety in a digit {scores['variety']:.2f}  (real: 1)")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(scores, indent=2) + "\n")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(scores, indent=2) + "\n")
     return 0
 
 

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
-from common.cli import Parser, non_negative_int, positive_int, run_main
+from common.cli import Parser, add_device_flags, non_negative_int, positive_int, run_main
 from common.device import place, select_device
 from common.images import grid, save_image, save_picture, seeded_normal, still_missing, to_uint8
 from gan.models import KINDS, build_generator
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="images (default: %(default)s)")
     parser.add_argument("--grid", metavar="N", type=positive_int, help="draw one picture of the first N")
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device_flags(parser, precision=False)
     args = parser.parse_args(argv)
     if args.weights is None:
         args.weights = RELEASED / f"{args.model}.pt"

@@ -9,13 +9,13 @@ run -m gan.train --model dcgan --data builtin --width 24 --epochs 20 --log-every
     --out $out/gan --resume auto
 run -m gan.inference $out/faces --model dcgan --weights $out/gan/last.pt --n 200
 run -m gan.inference $out/faces.png --model dcgan --weights $out/gan/last.pt --grid 32
-run -m gan.evaluate $out/faces --reference builtin --json $out/faces.json
+run -m gan.evaluate $out/faces --reference builtin --out $out/faces.json
 
 run -m diffusion.train --data builtin --width 16 --epochs 6 --batch-size 32 --lr 2e-3 --warmup 100 \
     --log-every 100 --out $out/diffusion --resume auto
 run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --steps 20 --per-digit 10
 run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --steps 20 --grid
-run -m diffusion.evaluate $out/digits --data builtin --classifier $out/classifier.pt --json $out/digits.json
+run -m diffusion.evaluate $out/digits --data builtin --classifier $out/classifier.pt --out $out/digits.json
 
 for mode in source dann target; do
     run -m dann.train --data builtin --source mnistm --target usps --mode $mode --steps 300 \
