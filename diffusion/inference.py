@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture.add_argument("--process", action="store_true", help="draw the reverse process of the first 0")
     parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
     parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
-    parser.add_argument("--steps", metavar="N", type=positive_int, default=50, help="evaluations of DDIM's chain")
+    parser.add_argument("--steps", metavar="N", type=positive_int, default=20, help="evaluations of DDIM's chain")
     parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
     parser.add_argument("--per-digit", metavar="N", type=positive_int, default=100)
     parser.add_argument("--batch-size", metavar="N", type=positive_int, default=100)

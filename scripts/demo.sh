@@ -13,8 +13,8 @@ run -m gan.evaluate $out/faces --reference builtin --out $out/faces.json
 
 run -m diffusion.train --data builtin --width 16 --epochs 6 --batch-size 32 --lr 2e-3 --warmup 100 \
     --log-every 100 --out $out/diffusion --resume auto
-run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --steps 20 --per-digit 10
-run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --steps 20 --grid
+run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --per-digit 10
+run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --grid
 run -m diffusion.evaluate $out/digits --data builtin --classifier $out/classifier.pt --out $out/digits.json
 
 for mode in source dann target; do
