@@ -5,10 +5,11 @@ A run's checkpoint holds all that an exact resume needs. A released file holds w
 could run code.
 """
 
+import contextlib
 import hashlib
 import os
+import warnings
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,14 +22,28 @@ RELEASED = Path(__file__).resolve().parent.parent / "weights"  # the checkpoints
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint under a temporary name, flush it to the disk, and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
+
+    Raises:
+        UserError: it cannot be written; what stood at `path` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        # On a full disk torch.save fails a second time, in closing the archive; the first error says why.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(f"{path}: cannot write it ({reason.strerror}): make room, or write elsewhere") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path: Path, kind: str | None = None) -> dict[str, Any]:
@@ -44,13 +59,17 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: train one first, or name another file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a foreign file might be
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # bytes at random can fail anywhere in the unpickler, and in many ways
         content = None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
     if content["format"] != FORMAT:
         raise UserError(f"{path}: got checkpoint format {content['format']}, expected {FORMAT}")
+    if not content.keys() >= {"kind", "model_args", "weights"}:
+        raise UserError(f"{path} is damaged: parts of it are missing")
     if kind not in (None, content["kind"]):
         raise UserError(f"{path}: got a checkpoint of {content['kind']}, expected {kind}")
     return content

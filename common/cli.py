@@ -26,7 +26,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake the user can mend."""
     try:
         code = main()
-    except UserError as mistake:
+    except (UserError, OSError) as mistake:  # OSError: a full disk, or a folder that may not be written
         print(f"error: {mistake}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
@@ -35,14 +35,14 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _number(kind: type, low: float, high: float, low_open: bool) -> Callable[[str], float]:
-    bounds = f"{'>' if low_open else '>='} {low:g}" + (f" and <= {high:g}" if high < float("inf") else "")
+    bounds = f"{'>' if low_open else '>='} {low:g}" + (f" and <= {high}" if high < float("inf") else "")
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = float("nan")
-        if not (low < value <= high or (value == low and not low_open)):
+        if not (low < value <= high or (value == low and not low_open)) or value == float("inf"):
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r}, expected {what} {bounds}")
         return value
@@ -51,7 +51,7 @@ def _number(kind: type, low: float, high: float, low_open: bool) -> Callable[[st
 
 
 positive_int = _number(int, 1, float("inf"), low_open=False)
-non_negative_int = _number(int, 0, float("inf"), low_open=False)
+non_negative_int = _number(int, 0, 2**32 - 1, low_open=False)  # a seed: 32 bits, as NumPy's
 positive_float = _number(float, 0, float("inf"), low_open=True)
 non_negative_float = _number(float, 0, float("inf"), low_open=False)
 fraction = _number(float, 0, 1, low_open=False)

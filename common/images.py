@@ -3,6 +3,7 @@
 Networks see float32 in [-1, 1], channels first; files and data sets are uint8 in 0..255.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,14 +72,24 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Im
 
 
 def save_picture(picture: Image.Image, path: Path, stamp: str | None = None) -> None:
-    """Write a PNG under a temporary name and rename it, so that a file that exists is whole."""
+    """Write a PNG under a temporary name and rename it, so that a file that exists is whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     info = PngImagePlugin.PngInfo()
     if stamp is not None:
         info.add_text(STAMP, stamp)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    picture.save(temporary, format="PNG", pnginfo=info)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(temporary, format="PNG", pnginfo=info)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it ({error.strerror}): make room, or write elsewhere") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def save_image(image: Tensor, path: Path, stamp: str | None = None) -> None:

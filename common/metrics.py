@@ -13,7 +13,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features: got {a.shape} and {b.shape}, expected (N, D) and (M, D) with N, M >= 2")
     mean_a, mean_b = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
-    cov_a, cov_b = np.cov(a, rowvar=False, dtype=np.float64), np.cov(b, rowvar=False, dtype=np.float64)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False, dtype=np.float64)) for x in (a, b))
     # trace(sqrtm(A B)) = trace(sqrtm(B^1/2 A B^1/2)), which is symmetric: its eigenvalues are real.
     values, vectors = np.linalg.eigh(cov_b)
     root_b = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

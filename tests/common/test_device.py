@@ -1,0 +1,104 @@
+"""Devices and precisions, on whatever machine runs this."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import device
+from common.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_without_a_gpu_auto_is_the_cpu(no_gpu):
+    assert device.select_device("auto") == device.select_device("cpu") == CPU
+
+
+def test_asking_for_an_absent_gpu_says_what_to_do(no_gpu):
+    with pytest.raises(UserError, match="--device cuda: .* use --device cpu or auto"):
+        device.select_device("cuda")
+
+
+def test_with_a_gpu_auto_takes_it_and_cpu_does_not(monkeypatch):
+    settings = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [setting.allow_tf32 for setting in settings]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        assert device.select_device("auto").type == device.select_device("cuda").type == "cuda"
+        assert device.select_device("cpu") == CPU
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.allow_tf32 = value
+
+
+@pytest.mark.parametrize(("capabilities", "expected"), [
+    ({}, torch.float32),
+    ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+    ({"avx512_bf16": True}, torch.bfloat16),
+    ({"amx_bf16": True}, torch.bfloat16),
+])
+def test_auto_precision_is_bf16_where_the_processor_has_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert device.select_dtype(CPU, "auto") == expected
+    assert device.select_dtype(CPU, "fp32") == torch.float32
+    assert device.select_dtype(CPU, "bf16") == torch.bfloat16
+
+
+def test_autocast_touches_the_network_and_only_in_bf16():
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with device.autocast(CPU, torch.float32):
+        assert layer(x).dtype == torch.float32
+    with device.autocast(CPU, torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.weight.dtype == torch.float32
+
+
+def test_place_orders_convolutions_channels_last_and_keeps_the_numbers():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = layers[0].weight.clone()
+    assert device.place(layers, CPU) is layers
+    assert layers[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layers[0].weight, before)
+
+
+def draw():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_one_seed_settles_all_three_generators():
+    device.seed_everything(5)
+    first = draw()
+    device.seed_everything(5)
+    assert draw() == first
+    device.seed_everything(6)
+    assert all(a != b for a, b in zip(draw(), first, strict=True))
+    device.seed_everything(2**32 - 1)
+
+
+def test_random_state_goes_back_to_where_it_was():
+    torch.manual_seed(0)
+    torch.rand(7)
+    state = device.rng_state()
+    expected = torch.randn(5)
+    torch.rand(3)
+    device.set_rng_state(state)
+    assert torch.equal(torch.randn(5), expected)
+
+
+def test_a_gpus_state_is_left_alone_where_there_is_none(no_gpu):
+    state = device.rng_state()
+    assert state.keys() == {"cpu"}
+    device.set_rng_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
+
+
+def test_the_machine_is_described_in_one_line():
+    text = device.describe_machine()
+    assert text and "\n" not in text

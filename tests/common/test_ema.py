@@ -1,0 +1,101 @@
+"""The average of the weights: its warm-up, its buffers, and that it survives a checkpoint."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from common.ema import EMA
+
+
+def network():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return layers.to(memory_format=torch.channels_last)
+
+
+def move(module):
+    """Change every parameter and every buffer, as a step of training does."""
+    module(torch.randn(2, 3, 5, 5))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def test_warm_up_follows_its_formula_to_the_final_decay():
+    module = nn.Linear(1, 1, bias=False).double()
+    ema, expected = EMA(module, decay=0.6), module.weight.item()
+    for n in range(40):
+        with torch.no_grad():
+            module.weight.fill_(float(n * n))
+        ema.update(module)
+        decay = min(0.6, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n * n
+        assert ema.module.weight.item() == pytest.approx(expected, rel=1e-12), n
+
+
+def test_parameters_are_averaged_and_buffers_copied():
+    module = network()
+    start = copy.deepcopy(module)
+    ema = EMA(module, 0.999)
+    move(module)
+    ema.update(module)
+    for mine, old, new in zip(ema.module.parameters(), start.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(mine, 0.1 * old + 0.9 * new)
+    assert not torch.equal(module[1].running_mean, start[1].running_mean)
+    for mine, theirs in zip(ema.module.buffers(), module.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert ema.module[1].num_batches_tracked.dtype == torch.int64
+
+
+def test_decay_zero_is_the_network_itself():
+    module = network()
+    ema = EMA(module, 0)
+    move(module)
+    ema.update(module)
+    for name, value in module.state_dict().items():
+        assert torch.equal(ema.module.state_dict()[name], value), name
+
+
+def test_the_copy_is_for_inference_and_apart_from_the_network():
+    module = network()
+    ema = EMA(module, 0.9)
+    assert module.training and not ema.module.training
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+    before = ema.module[0].weight.clone()
+    move(module)
+    assert torch.equal(ema.module[0].weight, before)
+    module(torch.randn(2, 3, 5, 5)).sum().backward()
+    ema.update(module)
+    assert module[0].weight.requires_grad and ema.module[0].weight.grad is None
+
+
+def test_channels_last_stays_and_changes_no_number():
+    last, plain = network(), network().to(memory_format=torch.contiguous_format)
+    averages = [EMA(last, 0.9), EMA(plain, 0.9)]
+    for module, ema in zip((last, plain), averages, strict=True):
+        torch.manual_seed(1)
+        for _ in range(3):
+            noise = torch.randn(4, 3, 3, 3)
+            with torch.no_grad():
+                module[0].weight.add_(noise)
+            ema.update(module)
+    assert averages[0].module[0].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(averages[0].module[0].weight, averages[1].module[0].weight)
+
+
+def test_resumed_average_goes_on_as_if_unbroken():
+    module = network()
+    ema = EMA(module, 0.99)
+    for _ in range(3):
+        move(module)
+        ema.update(module)
+    resumed = EMA(network(), 0.99)
+    resumed.load_state_dict(copy.deepcopy(ema.state_dict()))
+    move(module)
+    ema.update(module)
+    resumed.update(module)
+    assert resumed.updates == ema.updates == 4
+    for name, value in ema.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], value), name

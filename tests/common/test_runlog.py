@@ -1,0 +1,127 @@
+"""The run folder's small parts; the loop, resume and signals are tested with diffusion.train."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from common import checkpoint
+from common.errors import UserError
+from common.runlog import Run, plot_curves, read_metrics
+
+
+def make_run(out, model, **settings):
+    args = Namespace(**{"out": out, "resume": None, "steps": 4, "batch_size": 2, "log_every": 2, "save_every": 4,
+                        "lr": 0.1, **settings})
+    return Run(out, "test/run", args, {"width": 3}, {"model": model}, model)
+
+
+def train(run):
+    for step in run.steps():
+        run.record({"loss": torch.tensor(float(step)), "gain": torch.tensor(1.0)})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "a" / "b"
+    train(make_run(out, nn.Linear(2, 3)))
+    return out
+
+
+def test_rows_are_means_over_the_steps_since_the_last_row(finished):
+    assert read_metrics(finished) == [{"step": 2, "loss": 0.5, "gain": 1.0}, {"step": 4, "loss": 2.5, "gain": 1.0}]
+
+
+def test_settings_and_versions_are_written(finished):
+    assert json.loads((finished / "args.json").read_text())["out"] == str(finished)
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+    assert {"python", "machine", "command"} <= versions.keys()
+    assert json.loads((finished / "done").read_text())["steps"] == 4
+
+
+def test_a_recorded_parameter_is_read_at_once(tmp_path):
+    run, parameter = make_run(tmp_path / "run", nn.Linear(2, 3)), nn.Parameter(torch.tensor(1.0))
+    for _ in run.steps():
+        run.record({"gamma": parameter})
+        with torch.no_grad():
+            parameter.add_(1)  # in place, as an optimiser does
+    assert [row["gamma"] for row in read_metrics(tmp_path / "run")] == [1.5, 3.5]
+
+
+def test_read_metrics_leaves_out_a_cut_line(tmp_path):
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+
+
+def test_curves_are_a_picture_with_a_panel_a_metric(tmp_path):
+    plot_curves(tmp_path)
+    assert not (tmp_path / "curves.png").exists()  # nothing to draw
+    sizes = []
+    for count in (1, 3, 4):
+        rows = [{"step": s} | {f"m{i}": s * i for i in range(count)} for s in (1, 2, 3)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        plot_curves(tmp_path)
+        with Image.open(tmp_path / "curves.png") as picture:
+            assert picture.format == "PNG"
+            assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 2  # not blank
+            sizes.append(picture.size)
+    assert sizes == [(400, 260), (1200, 260), (1200, 520)]
+
+
+def test_curves_stand_a_metric_that_came_late(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1, "b": 2}\n')
+    plot_curves(tmp_path)
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_due_and_the_name_of_the_picture(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), steps=7)
+    due = []
+    for step in range(7):
+        run.step = step
+        due.append(run.due(3))
+    assert due == [False, False, True, False, False, True, True]
+    assert run.sample_path() == tmp_path / "run" / "samples" / "0000007.png"
+
+
+def test_a_larger_steps_goes_on(finished, tmp_path, capsys):
+    before = checkpoint.load(finished / "last.pt")["weights"]
+    model = nn.Linear(2, 3)
+    train(make_run(tmp_path / "longer", model, resume=str(finished / "last.pt"), steps=6))
+    assert "at step 4" in capsys.readouterr().out
+    assert torch.equal(model.weight, before["weight"])
+    assert json.loads((tmp_path / "longer" / "done").read_text())["steps"] == 6
+
+
+def test_resume_auto_in_an_empty_folder_starts(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")
+    assert run.step == 0
+
+
+def test_a_released_file_is_not_resumed(finished, tmp_path):
+    checkpoint.release(finished / "last.pt", tmp_path / "small.pt")
+    with pytest.raises(UserError, match="is a released file"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(tmp_path / "small.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_are_named(finished, tmp_path):
+    with pytest.raises(UserError, match=r"trained with lr=0\.1, got lr=0\.2"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(finished / "last.pt"), lr=0.2)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run folder") as mistake:
+        make_run(tmp_path / "file" / "run", nn.Linear(2, 3))
+    assert "\n" not in str(mistake.value)
+
+
+def test_paths_are_stored_as_text(finished):
+    assert not any(isinstance(value, Path) for value in checkpoint.load(finished / "last.pt")["args"].values())
