@@ -40,7 +40,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        raise UserError(f"{path}: cannot write it ({reason.strerror}): make room, or write elsewhere") from error
+        why = reason.strerror or reason
+        raise UserError(f"{path}: cannot write it ({why}): make room, or write elsewhere") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        """Report a bad flag as any other mistake of the user."""
         raise UserError(f"{message} (--help lists the flags)")
 
 

@@ -86,7 +86,8 @@ def save_picture(picture: Image.Image, path: Path, stamp: str | None = None) -> 
         picture.save(temporary, format="PNG", pnginfo=info)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror}): make room, or write elsewhere") from error
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot write it ({why}): make room, or write elsewhere") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

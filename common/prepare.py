@@ -37,6 +37,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import download_url
 from tqdm import tqdm
 
+from common.cli import Parser, non_negative_int, run_main
 from common.datasets import DIGIT_SIZE, FACE_SIZE, SUFFIXES
 from common.errors import UserError
 
@@ -66,12 +67,14 @@ class Digits(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="common.prepare", description=__doc__.partition("\n")[0])
+    """Read the command line."""
+    parser = Parser(__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="folder of the raw files")
     parser.add_argument("--out", type=Path, default=Path("hw2_data"), help="folder to build")
     parser.add_argument("--faces", type=Path, help="folder or zip of face images, instead of those in --raw")
     parser.add_argument("--download", action="store_true", help="fetch what is missing into --raw")
-    parser.add_argument("--seed", type=int, default=0, help="of the 80/20 splits and of MNIST-M's patches")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0,
+                        help="of the 80/20 splits and of MNIST-M's patches")
     return parser.parse_args(argv)
 
 
@@ -156,6 +159,7 @@ def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mnist(args: argparse.Namespace) -> tuple[Digits, Digits]:
+    """Read the official train and test files, packed or unpacked."""
     folder = args.raw / "MNIST" / "raw"
     names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
     names = [name if (folder / name).exists() else f"{name}.gz" for name in names]
@@ -173,6 +177,7 @@ def read_mnist(args: argparse.Namespace) -> tuple[Digits, Digits]:
 
 
 def read_usps(args: argparse.Namespace) -> tuple[Digits, Digits]:
+    """Read the official train and test files."""
     digits = []
     for path in _require(args.raw / "USPS", "usps.bz2", "usps.t.bz2"):
         with _reading(path):
@@ -182,6 +187,7 @@ def read_usps(args: argparse.Namespace) -> tuple[Digits, Digits]:
 
 
 def read_svhn(args: argparse.Namespace) -> tuple[Digits, Digits]:
+    """Read the official train and test files of cropped digits."""
     digits = []
     for path in _require(args.raw / "SVHN", "train_32x32.mat", "test_32x32.mat"):
         with _reading(path):
@@ -407,6 +413,4 @@ WRITERS = {
 }
 
 if __name__ == "__main__":
-    from common.cli import run_main
-
     run_main(main)

@@ -6,8 +6,9 @@ DANN (Ganin & Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, JMLR 17(59)) o
 three rows share images, augmentation, optimiser and schedule; target labels train mode target alone, and no
 step is chosen by them: the network of the last one is scored. We differ from the paper in Adam for
 SGD and in the augmentation. Source and target go through the network one after the other, so that batch
-normalisation sees one domain at a time; its running statistics, with which the target is read in the end,
-are the target's alone.
+normalisation sees one domain at a time and its running statistics see both. Measured on MNIST-M -> USPS,
+target val: 90.9 % so against 73.9 % with one joint batch (600 steps of batch 64, seed 0), and 92.0 % so
+against 72.7 % with running statistics of the target alone (2000 steps of batch 128, seed 0).
 
 The run folder gets metrics.jsonl (domain_accuracy 0.5 means that the domains cannot be told apart),
 augmented images under samples/, last.pt for resume and inference, curves.png and result.json. An epoch is a
@@ -16,14 +17,12 @@ another schedule.
 """
 
 import argparse
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.batches import Batches
 from common.cli import Parser, add_training_flags, describe, positive_float, resolve_steps, run_main
@@ -79,11 +78,8 @@ def train_step(model: DANN, optimiser: torch.optim.Optimizer, images: Tensor, la
     """
     coeff = torch.tensor(grl_coeff(progress), device=images.device)
     with autocast(images.device, dtype):
-        if target_images is None:
-            class_logits, _ = model(images, coeff)
-        else:
-            with frozen_statistics(model):
-                class_logits, source_logits = model(images, coeff)
+        class_logits, source_logits = model(images, coeff)
+        if target_images is not None:
             _, target_logits = model(target_images, coeff)
     loss = class_loss(class_logits, labels)
     metrics = {"class_loss": loss}
@@ -96,17 +92,6 @@ def train_step(model: DANN, optimiser: torch.optim.Optimizer, images: Tensor, la
     loss.backward()
     optimiser.step()
     return metrics
-
-
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch normalisation use each batch's statistics in here, and leave its running ones alone."""
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for layer in layers:
-        layer.track_running_stats = False
-    yield
-    for layer in layers:
-        layer.track_running_stats = True
 
 
 def held_out(data: str, domain: str) -> dict[str, ImageSet]:

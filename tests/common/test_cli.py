@@ -39,7 +39,7 @@ def test_bad_numbers_say_what_was_got_and_expected(parse, text, expected):
 
 
 def training_parser():
-    parser = cli.Parser("Train something.\n\n    python -m thing --flag")
+    parser = cli.Parser("Train something.\n\n    python -m thing --flag\n\nWith 100% care.\n")
     cli.add_training_flags(parser, steps=100, batch_size=8)
     return parser
 
@@ -65,7 +65,7 @@ def test_help_is_the_docstring_as_written(capsys):
     with pytest.raises(SystemExit) as end:
         training_parser().parse_args(["--help"])
     assert end.value.code == 0
-    assert "Train something.\n\n    python -m thing --flag\n" in capsys.readouterr().out
+    assert "Train something.\n\n    python -m thing --flag\n\nWith 100% care.\n" in capsys.readouterr().out
 
 
 def test_inference_commands_may_do_without_precision():

@@ -59,7 +59,7 @@ def root(cov):
 
 
 def test_one_dimension():
-    a, b = with_moments([0.0], np.array([[4.0]])), with_moments([3.0], np.array([[1.0]]))
+    a, b = np.array([[-2.0], [0.0], [2.0]]), np.array([[2.0], [3.0], [4.0]])  # standard deviations 2 and 1
     assert frechet_distance(a, b) == pytest.approx(9 + 1)
 
 

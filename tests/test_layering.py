@@ -1,0 +1,157 @@
+"""The plan of the house: who may import whom, what importing does, and that everything public is explained."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("common", "gan", "diffusion", "dann")
+FILES = sorted(path for package in PACKAGES for path in (PROJECT / package).rglob("*.py"))
+TREES = {path.relative_to(PROJECT).as_posix(): ast.parse(path.read_text()) for path in FILES}
+# The papers' own matter: it can be read, tested and copied with PyTorch alone.
+PURE = {
+    "gan/dcgan.py", "gan/sagan.py", "gan/losses.py",
+    "diffusion/unet.py", "diffusion/schedule.py", "diffusion/loss.py", "diffusion/samplers.py",
+    "dann/grl.py", "dann/networks.py", "dann/losses.py",
+}
+
+
+def module_name(name):
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_name(name) for name in TREES}
+
+
+def imports(tree):
+    """Return the dotted names that a file imports, wherever it does so; `from a import b` may mean a or a.b."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES
+            names.update(inner)
+            # A package alone is what `from gan import dcgan` reads, and it is empty.
+            if node.module not in PACKAGES or len(inner) < len(node.names):
+                names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_packages_keep_apart(name):
+    own = name.split("/")[0]
+    allowed = {own, "common"}
+    for imported in imports(TREES[name]):
+        package = imported.split(".")[0]
+        assert package not in PACKAGES or package in allowed, f"{name} imports {imported}"
+        assert package not in ("tests", "scripts"), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_nobody_imports_a_command(name):
+    commands = [i for i in imports(TREES[name]) if i.split(".")[-1] in ("train", "inference")]
+    assert not commands, f"{name} imports {commands}: move what is shared into a module of its own"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_imports_are_written_out(name):
+    hidden = [node.lineno for node in ast.walk(TREES[name]) if isinstance(node, ast.Call)
+              and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("__import__", "import_module")]
+    assert not hidden, f"{name} lines {hidden}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_networks_losses_and_samplers_need_torch_alone(name):
+    siblings = {module_name(other) for other in PURE if other.split("/")[0] == name.split("/")[0]}
+    for imported in imports(TREES[name]):
+        top = imported.split(".")[0]
+        assert top == "torch" or top in sys.stdlib_module_names or imported in siblings, f"{name}: {imported}"
+
+
+def test_one_file_talks_about_gpus():
+    naming = {name for name in TREES if "cuda" in (PROJECT / name).read_text().lower()}
+    assert naming == {"common/device.py", "common/cli.py"}
+    # The command line has the word as a choice of --device and nowhere else.
+    lines = [line for line in (PROJECT / "common/cli.py").read_text().splitlines() if "cuda" in line.lower()]
+    assert len(lines) == 1 and '"--device"' in lines[0]
+
+
+def test_only_two_modules_touch_model_files_and_no_one_runs_code_in_them():
+    using = {name for name, tree in TREES.items() for node in ast.walk(tree)
+             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+             and (node.value.id, node.attr) in {("torch", "save"), ("torch", "load")}}
+    assert using == {"common/checkpoint.py"}
+    assert not {name for name, tree in TREES.items() if {"pickle", "joblib", "dill"} & imports(tree)}
+
+
+# Everything from outside is imported first; then only source files of the project may be opened.
+IMPORT_ALL = """
+import sys
+import matplotlib, numpy, PIL.Image, PIL.ImageDraw, PIL.ImageFont, PIL.PngImagePlugin, scipy.io, scipy.ndimage
+import sklearn, torch, torchvision.datasets, tqdm
+import importlib, http.client, tarfile, zipfile
+from pathlib import Path
+
+project, *modules = sys.argv[1:]
+seen = []
+
+def watch(event, args):
+    if event == "open":
+        path = Path(str(args[0]))
+        source = path.suffix in (".py", ".pyc")
+        if not (source and (path.is_relative_to(project) or path.is_relative_to(outside))):
+            seen.append(f"{event} {args[0]}")
+    elif event == "os.listdir" and (str(args[0]) in sys.path or Path(str(args[0]), "__init__.py").exists()):
+        pass  # the import system looks for modules
+    elif event.split(".")[0] in ("socket", "subprocess", "urllib", "glob") or event in (
+            "os.system", "os.mkdir", "os.remove", "os.rename", "os.listdir", "os.scandir", "os.putenv"):
+        seen.append(f"{event} {args}")
+
+outside = str(Path(torch.__file__).parent.parent)
+state, threads = torch.get_rng_state(), torch.get_num_threads()
+sys.addaudithook(watch)
+for module in modules:
+    before = len(seen)
+    importlib.import_module(module)
+    for event in seen[before:]:
+        print(module, event)
+for module in modules:
+    assert module in sys.modules, module
+assert not torch.cuda.is_initialized()
+assert torch.equal(state, torch.get_rng_state()), "importing draws random numbers"
+assert torch.get_num_threads() == threads
+"""
+
+
+def test_importing_reads_no_data_and_opens_no_socket(tmp_path):
+    done = subprocess.run([sys.executable, "-B", "-c", IMPORT_ALL, str(PROJECT), *sorted(MODULES)], cwd=tmp_path,
+                          env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
+                               "MPLCONFIGDIR": str(tmp_path)},
+                          capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def public(tree):
+    """Yield (name, node) of the public classes, functions and methods of a file."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+            protocol = isinstance(node, ast.ClassDef) and any(getattr(b, "id", "") == "Protocol" for b in node.bases)
+            if isinstance(node, ast.ClassDef) and not protocol:
+                yield from ((f"{node.name}.{name}", inner) for name, inner in public(node))
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_everything_public_has_a_docstring(name):
+    tree = TREES[name]
+    if name.endswith("__init__.py"):
+        assert not tree.body, f"{name}: packages are empty, so that importing one module imports no other"
+        return
+    bare = ["the module"] if not ast.get_docstring(tree) else []
+    bare += [what for what, node in public(tree) if not ast.get_docstring(node)]
+    assert not bare, f"{name}: no docstring at {', '.join(bare)}"
