@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ class Parser(argparse.ArgumentParser):
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake the user can mend."""
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    logging.getLogger("common").setLevel(logging.INFO)  # what was loaded, and how fast
     try:
         code = main()
     except (UserError, OSError) as mistake:  # OSError: a full disk, or a folder that may not be written

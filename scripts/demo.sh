@@ -5,13 +5,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$project"
 out=runs/demo
 
-run -m gan.train --model dcgan --data builtin --width 24 --epochs 20 --log-every 100 \
+run -m gan.train --model dcgan --data builtin --width 16 --epochs 10 --log-every 100 \
     --out $out/gan --resume auto
 run -m gan.inference $out/faces --model dcgan --weights $out/gan/last.pt --n 200
 run -m gan.inference $out/faces.png --model dcgan --weights $out/gan/last.pt --grid 32
 run -m gan.evaluate $out/faces --reference builtin --out $out/faces.json
 
-run -m diffusion.train --data builtin --width 16 --epochs 6 --batch-size 32 --lr 2e-3 --warmup 100 \
+run -m diffusion.train --data builtin --width 16 --epochs 4 --batch-size 32 --lr 2e-3 --warmup 100 \
     --log-every 100 --out $out/diffusion --resume auto
 run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --per-digit 10
 run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --grid

@@ -1,4 +1,4 @@
-"""The plan of the house: who may import whom, what importing does, and that everything public is explained."""
+"""The plan of the house: who may import whom, what importing does, and that public names are explained."""
 
 import ast
 import subprocess
@@ -27,7 +27,7 @@ MODULES = {module_name(name) for name in TREES}
 
 
 def imports(tree):
-    """Return the dotted names that a file imports, wherever it does so; `from a import b` may mean a or a.b."""
+    """Return the dotted names that a file imports, wherever it does so; `from a import b` may mean a.b."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -129,10 +129,9 @@ assert torch.get_num_threads() == threads
 
 
 def test_importing_reads_no_data_and_opens_no_socket(tmp_path):
-    done = subprocess.run([sys.executable, "-B", "-c", IMPORT_ALL, str(PROJECT), *sorted(MODULES)], cwd=tmp_path,
-                          env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path),
-                               "MPLCONFIGDIR": str(tmp_path)},
-                          capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-B", "-c", IMPORT_ALL, str(PROJECT), *sorted(MODULES)]
+    env = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -141,8 +140,7 @@ def public(tree):
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node.name, node
-            protocol = isinstance(node, ast.ClassDef) and any(getattr(b, "id", "") == "Protocol" for b in node.bases)
-            if isinstance(node, ast.ClassDef) and not protocol:
+            if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
                 yield from ((f"{node.name}.{name}", inner) for name, inner in public(node))
 
 
