@@ -21,7 +21,7 @@ from common.device import place, select_device
 from common.images import grid, save_image, save_picture, seeded_normal, still_missing, to_uint8
 from gan.models import KINDS, build_generator
 
-DEFAULT_MODEL = "sagan"
+DEFAULT_MODEL = "dcgan"  # the better of the released ones (report, GAN 2)
 BLOCK = 50
 GRID_COLUMNS = 8
 

@@ -245,7 +245,7 @@ def test_a_dry_run_prints_the_command_and_the_settings(real, tmp_path):
     flags = ["--data", "builtin", "--dry-run", "--width", "8", "--batch-size", "4"]
     code, out, err = real("train_diffusion.sh", *flags)
     assert (code, err) == (0, f"+ python -m diffusion.train {' '.join(flags)}\n")
-    assert len(out.splitlines()) == 1
+    assert len(out.splitlines()) == 2  # what was loaded, and the settings
     assert {"width=8", "data=builtin", "out=runs/diffusion"} <= set(out.split())
     assert os.listdir(tmp_path) == ["site"]
 

@@ -4,7 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from diffusion import train
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +27,14 @@ def digits_dir(tmp_path_factory):
                 Image.fromarray(pixels).save(folder / "data" / f"{i:05d}.png")
                 writer.writerow([f"{i:05d}.png", i % 10])
     return root
+
+
+@pytest.fixture(scope="package", autouse=True)
+def short_previews_on_one_thread():
+    """Keep the seconds for what is tested; networks this small gain nothing from a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "PREVIEW_STEPS", 2)
+        yield
+    torch.set_num_threads(threads)

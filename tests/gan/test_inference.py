@@ -98,7 +98,7 @@ def test_grid_shows_the_same_images(drawn, draw, tmp_path):
 def test_released_file_draws_too(trained, tmp_path):
     model, run = trained
     small = tmp_path / "small.pt"
-    release(run / "last.pt", f"gan/{model}", small)
+    release(run / "last.pt", small)
     assert main([str(tmp_path / "out"), "--model", model, "--weights", str(small), "--n", "2"]) == 0
 
 
