@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$project"
 out=runs/demo
 
-run -m gan.train --model dcgan --data builtin --width 16 --epochs 10 --log-every 100 \
+run -m gan.train --model dcgan --data builtin --width 16 --epochs 10 --batch-size 32 --ema-decay 0.99 --log-every 100 \
     --out $out/gan --resume auto
 run -m gan.inference $out/faces --model dcgan --weights $out/gan/last.pt --n 200
 run -m gan.inference $out/faces.png --model dcgan --weights $out/gan/last.pt --grid 32

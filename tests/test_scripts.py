@@ -271,7 +271,7 @@ def test_faces_end_to_end(real, few, tmp_path):
         assert sorted(path.name for path in run.iterdir()) == [
             "args.json", "curves.png", "done", "last.pt", "metrics.jsonl", "samples", "versions.json"]
         assert f"done: runs/gan-{model}/last.pt" in out
-    code, _, err = real("infer_gan.sh", "faces", "--weights", "runs/gan-sagan/last.pt", "--n", "10")
+    code, _, err = real("infer_gan.sh", "faces", "--weights", "runs/gan-dcgan/last.pt", "--n", "10")
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "faces").iterdir()) == [f"{i:04d}.png" for i in range(10)]
     evaluate("gan", "faces", "--reference", "builtin", "--out", "scores.json")
