@@ -48,6 +48,12 @@ def place(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device=device, memory_format=torch.channels_last)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until all that was started on the device is done, for a clock that tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch on every device."""
     random.seed(seed)

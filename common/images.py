@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, PngImagePlugin
@@ -80,10 +81,23 @@ def save_picture(picture: Image.Image, path: Path, stamp: str | None = None) -> 
     info = PngImagePlugin.PngInfo()
     if stamp is not None:
         info.add_text(STAMP, stamp)
+    _save_whole(picture, path, format="PNG", pnginfo=info)
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, last_ms: int = 1500) -> None:
+    """Write an endless animation, which rests on its last frame, the way `save_picture` writes a PNG."""
+    # One palette for all frames, from the last: palettes of their own would flicker.
+    palette = frames[-1].quantize(dither=Image.Dither.NONE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    _save_whole(frames[0], path, format="GIF", save_all=True, append_images=frames[1:], loop=0,
+                duration=[frame_ms] * (len(frames) - 1) + [last_ms])
+
+
+def _save_whole(picture: Image.Image, path: Path, **options: Any) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(temporary, format="PNG", pnginfo=info)
+        picture.save(temporary, **options)
         os.replace(temporary, path)
     except OSError as error:
         why = error.strerror or error

@@ -1,4 +1,4 @@
-"""Distances between sets of feature vectors."""
+"""Distances between sets of feature vectors, and from images to their nearest neighbours."""
 
 import numpy as np
 
@@ -28,3 +28,41 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
     # sum over i, j of |a_i - a_j|^2 = 2 N sum |a_i - mean|^2, over N (N - 1) ordered pairs
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     return float(np.sqrt(2 * np.square(centred).sum() / (len(features) - 1)))
+
+
+def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k nearest references of each query, by Euclidean distance, nearest first.
+
+    Args:
+        queries: (N, ...) and
+        references: (M, ...) arrays of one shape beyond the first axis; uint8 images as they are.
+        k: 1..M.
+
+    Returns:
+        (distances (N, k) float32, indices (N, k) int64).
+    """
+    if queries.shape[1:] != references.shape[1:] or not 1 <= k <= len(references):
+        raise ValueError(f"got {queries.shape}, {references.shape} and k = {k}, expected one shape and k <= M")
+    a = queries.reshape(len(queries), -1).astype(np.float32)
+    squares, indices = np.empty((len(a), 0), np.float32), np.empty((len(a), 0), np.int64)
+    for start in range(0, len(references), 4096):  # all pairs at once would not fit in memory
+        b = references[start:start + 4096].reshape(-1, a.shape[1]).astype(np.float32)
+        new = np.square(a).sum(1)[:, None] - 2 * a @ b.T + np.square(b).sum(1)
+        squares = np.concatenate([squares, new], axis=1)
+        here = np.broadcast_to(np.arange(start, start + len(b)), new.shape)
+        indices = np.concatenate([indices, here], axis=1)
+        order = np.argsort(squares, axis=1, kind="stable")[:, :k]
+        squares, indices = np.take_along_axis(squares, order, 1), np.take_along_axis(indices, order, 1)
+    return np.sqrt(squares.clip(min=0)), indices
+
+
+def closeness(distances: np.ndarray) -> np.ndarray:
+    """Return how suspiciously close the nearest reference is: near 0 is a copy, near 1 one neighbour of many.
+
+    The distance to the nearest over the mean distance to the others (Carlini et al. 2023, arXiv:2301.13188,
+    sec. 5.1), because a plain image is near to everything without being a copy.
+
+    Args:
+        distances: (N, k) from `nearest`, k >= 2.
+    """
+    return distances[:, 0] / distances[:, 1:].mean(1).clip(min=1e-6)

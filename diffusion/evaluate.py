@@ -5,6 +5,8 @@
 Accuracy of a separate classifier (trained once on the real training digits and kept), Frechet distance of
 its features beside the distance between real digits of the same count, and variety within a digit beside
 that of real digits: a generator that draws one perfect 3 a hundred times has accuracy 1 and variety 0.
+Copies of training digits would pass all that, so the nearest training digits are looked up too, and
+`--neighbours PNG` shows those of the most suspicious images.
 """
 
 import argparse
@@ -19,8 +21,12 @@ from common.cli import Parser, add_data_flag, add_device_flags, run_main
 from common.datasets import DIGIT_SIZE, load_digits, load_folder
 from common.device import select_device, select_dtype
 from common.errors import UserError
-from common.metrics import frechet_distance, mean_pairwise_distance
+from common.images import grid, save_picture
+from common.metrics import closeness, frechet_distance, mean_pairwise_distance, nearest
 from diffusion.classifier import load_or_train, predict
+
+NEIGHBOURS = 50  # Carlini et al. (2023) compare with the 50 nearest
+SHOWN = 7
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,6 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--domain", default="mnistm")
     parser.add_argument("--classifier", metavar="PATH", type=Path,
                         help="where the classifier is kept (default: runs/classifier-<data>-<domain>.pt)")
+    parser.add_argument("--neighbours", metavar="PNG", type=Path,
+                        help="draw the ten images closest to a training digit there, each before its nearest ones")
     parser.add_argument("--out", metavar="PATH", type=Path, help="write the scores there as JSON as well")
     args = parser.parse_args(argv)
     if args.classifier is None:
@@ -51,6 +59,29 @@ def variety(features: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Return the mean distance between images of the same digit, a digit; those with fewer than two are left out."""
     groups = {digit: features[labels == digit] for digit in range(10)}
     return {digit: mean_pairwise_distance(group) for digit, group in groups.items() if len(group) > 1}
+
+
+def memorisation(fake: np.ndarray, real: np.ndarray, train: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Compare how close generated images and unseen real ones come to a training image, in pixels.
+
+    Args:
+        fake: (N, 3, H, W) uint8.
+        real: (M, 3, H, W) uint8, images that are not in the training set; N of them are used.
+        train: (K, 3, H, W) uint8.
+
+    Returns:
+        scores: the closest generated and real image's `closeness`, and how many generated images are closer
+            than the closest real one (chance alone gives about one); and
+        picture rows: (10, 1 + SHOWN) int64, the closest generated images' indices, each before its nearest
+            training images' ones.
+    """
+    k = min(NEIGHBOURS, len(train))
+    distances, indices = nearest(fake, train, k)
+    fake_closeness, real_closeness = closeness(distances), closeness(nearest(real[:len(fake)], train, k)[0])
+    worst = fake_closeness.argsort(kind="stable")[:10]
+    scores = {"closest": float(fake_closeness.min()), "closest_real": float(real_closeness.min()),
+              "closer_than_any_real": int((fake_closeness < real_closeness.min()).sum())}
+    return scores, np.concatenate([worst[:, None], indices[worst, :SHOWN]], axis=1)
 
 
 def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
@@ -104,11 +135,19 @@ def main(argv: list[str] | None = None) -> int:
     scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
     scores["classifier_accuracy_on_val"] = float((real_predicted == real.labels).float().mean())
 
+    copies, rows = memorisation(made.images.numpy(), real.images.numpy(), train_set.images.numpy())
+    scores |= copies
+
     print(f"{scores['images']} digits; the classifier reads {scores['classifier_accuracy_on_val']:.2%} of real ones")
     print(f"accuracy           {scores['accuracy']:.2%}")
     print("  by digit         " + " ".join(f"{d}:{v:.0%}" for d, v in scores["accuracy_by_digit"].items()))
     print(f"Frechet distance   {scores['frechet']:.2f}  (real against real: {scores['frechet_real']:.2f})")
     print(f"variety in a digit {scores['variety']:.2f}  (real: 1)")
+    print(f"closest to training {scores['closest']:.2f} (real: {scores['closest_real']:.2f}; 0 is a copy); "
+          f"closer than any real one: {scores['closer_than_any_real']}")
+    if args.neighbours:
+        shown = [image for i, *others in rows.tolist() for image in (made.images[i], *train_set.images[others])]
+        save_picture(grid(torch.stack(shown), rows.shape[1], scale=2), args.neighbours)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(scores, indent=2) + "\n")

@@ -4,7 +4,8 @@
 
 The noise of an image depends on the seed, its digit and its number alone. Images that the same settings
 already wrote into OUT are kept, so a stopped run is finished by the next. `--grid` draws the report's 10x10
-picture (a row a digit) and `--process` its six frames of the first 0 (t = 0, 200, ..., 1000) instead.
+picture (a row a digit) instead, `--gif` the same as it comes out of the noise, and `--process` the report's six
+frames of the first image (t = 0, 200, ..., 1000).
 """
 
 import argparse
@@ -17,35 +18,54 @@ from tqdm import tqdm
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
 from common.cli import Parser, add_device_flags, non_negative_float, non_negative_int, positive_int, run_main
 from common.device import autocast, place, select_device, select_dtype
-from common.images import generator_for, grid, save_image, save_picture, still_missing, to_uint8
+from common.images import generator_for, grid, save_gif, save_image, save_picture, still_missing, to_uint8
 from diffusion.samplers import Denoiser, Noise, State, ddim, ddpm, guided_denoiser
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
 FRAME_TIMES = (0, 200, 400, 600, 800, 1000)  # the report's; time t of the chain is index t - 1 here
+GIF_FRAMES = 40  # about as many as four seconds show
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add_device_flags(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the PNGs, or a .png with --grid, --process")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the PNGs, or the file to draw with --grid, --gif, --process")
     picture = parser.add_mutually_exclusive_group()
-    picture.add_argument("--grid", action="store_true", help="draw one picture, ten of each digit")
-    picture.add_argument("--process", action="store_true", help="draw the reverse process of the first 0")
+    picture.add_argument("--grid", dest="picture", action="store_const", const="grid",
+                         help="draw one picture, a row of each digit, as OUT.png")
+    picture.add_argument("--gif", dest="picture", action="store_const", const="gif",
+                         help="draw that picture's way out of the noise as OUT.gif")
+    picture.add_argument("--process", dest="picture", action="store_const", const="process",
+                         help="draw six moments of the first image's as OUT.png")
     parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
     parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
     parser.add_argument("--steps", metavar="N", type=positive_int, default=20, help="evaluations of DDIM's chain")
     parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
-    parser.add_argument("--per-digit", metavar="N", type=positive_int, default=100)
+    parser.add_argument("--digits", metavar="D,D,...", type=digit_list, default=list(range(10)),
+                        help="draw only these, e.g. 3,5 (default: all ten)")
+    parser.add_argument("--per-digit", metavar="N", type=positive_int,
+                        help="images of each digit (default: 100; 10 in a picture)")
     parser.add_argument("--batch-size", metavar="N", type=positive_int, default=100)
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
     args = parser.parse_args(argv)
     if args.steps > 1000:
         parser.error(f"--steps: got {args.steps}, expected at most the chain's 1000")
-    if (args.grid or args.process) and args.out.suffix != ".png":
-        parser.error(f"OUT: got {args.out}, expected a name that ends in .png with --grid or --process")
+    if args.per_digit is None:
+        args.per_digit = 10 if args.picture else 100
+    suffix = {"grid": ".png", "gif": ".gif", "process": ".png", None: args.out.suffix}[args.picture]
+    if args.out.suffix != suffix:
+        parser.error(f"OUT: got {args.out}, expected a name that ends in {suffix} with --{args.picture}")
     return args
+
+
+def digit_list(text: str) -> list[int]:
+    """Read `3,5`: different digits, in the order they are given."""
+    parts = text.split(",")
+    if not all(part in set("0123456789") for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected different digits such as 3,5")
+    return [int(part) for part in parts]
 
 
 def image_noise(seeds: list[tuple[int, ...]], device: torch.device) -> Noise:
@@ -83,19 +103,23 @@ def main(argv: list[str] | None = None) -> int:
         *_, last = states(pairs)
         return to_uint8(last.x).cpu()
 
-    if args.process:
-        frames = {state.t + 1: state.x for state in states([(0, 1)])}
+    if args.picture == "process":
+        frames = {state.t + 1: state.x for state in states([(args.digits[0], 1)])}
         nearest = [min(frames, key=lambda t: abs(t - wanted)) for wanted in FRAME_TIMES]
         save_picture(grid(torch.cat([to_uint8(frames[t]).cpu() for t in nearest]), len(nearest), scale=4), args.out)
         print(f"wrote {args.out}: t = {', '.join(map(str, nearest))} (0 is the finished image)")
         return 0
-    if args.grid:
-        pairs = [(digit, number) for digit in range(10) for number in range(1, 11)]
-        save_picture(grid(draw(pairs), 10, scale=2), args.out)
+    pairs = [(digit, number) for digit in args.digits for number in range(1, args.per_digit + 1)]
+    if args.picture:
+        *_, last = moments = [to_uint8(state.x).cpu() for state in states(pairs)]
+        if args.picture == "grid":
+            save_picture(grid(last, args.per_digit, scale=2), args.out)
+        else:
+            shown = [*moments[:-1:max(1, len(moments) // GIF_FRAMES)], last]
+            save_gif([grid(images, args.per_digit, scale=2) for images in shown], args.out)
         print(f"wrote {args.out}")
         return 0
 
-    pairs = [(digit, number) for digit in range(10) for number in range(1, args.per_digit + 1)]
     names = [f"{digit}_{number:03d}.png" for digit, number in pairs]
     stamp = (f"diffusion weights={sha256(args.weights)[:16]} seed={args.seed} sampler={args.sampler} "
              f"steps={args.steps} guidance={args.guidance:g} dtype={dtype}")

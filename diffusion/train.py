@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common import checkpoint
 from common.batches import Batches
 from common.cli import (
     Parser,
@@ -29,12 +30,14 @@ from common.cli import (
 from common.datasets import load_digits
 from common.device import autocast, place, seed_everything, select_device, select_dtype
 from common.ema import EMA
+from common.errors import UserError
 from common.images import grid, save_picture, seeded_normal, to_float, to_uint8
 from common.runlog import Run
 from diffusion.loss import diffusion_loss, quartile_means
 from diffusion.samplers import ddim, guided_denoiser
 from diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
+from diffusion.widen import widen_to
 
 PREVIEW_STEPS, PREVIEW_GUIDANCE, PREVIEW_COLUMNS = 20, 2.0, 4
 
@@ -47,6 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--domain", default="mnistm", help="digit set to learn (default: %(default)s)")
     parser.add_argument("--width", metavar="N", type=positive_int, default=64,
                         help="channels of the first map, a multiple of 4 (default: the report's 64)")
+    parser.add_argument("--init", metavar="CKPT", type=Path,
+                        help="weights to start from, e.g. weights/diffusion.pt; narrower ones are widened")
     parser.add_argument("--lr", type=positive_float, default=5e-4)
     parser.add_argument("--warmup", metavar="STEPS", type=positive_int, default=500)
     parser.add_argument("--ema-decay", type=fraction, default=0.999)
@@ -66,6 +71,19 @@ def learning_rate(step: int, args: argparse.Namespace) -> float:
         return args.lr * (step + 1) / args.warmup
     progress = (step - args.warmup) / max(1, args.steps - args.warmup)
     return args.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * min(1, progress))) / 2)
+
+
+def initial_weights(path: Path, args: argparse.Namespace) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint, widened to `--width`.
+
+    Raises:
+        UserError: it predicts another quantity or on another schedule, or its width does not divide ours.
+    """
+    model_args, weights = checkpoint.load_weights(path, KIND)
+    for name in ("prediction", "schedule"):
+        if model_args[name] != getattr(args, name):
+            raise UserError(f"{path}: trained with --{name} {model_args[name]}, not {getattr(args, name)}")
+    return widen_to(weights, model_args["width"], args.width, args.seed)
 
 
 def train_step(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor,
@@ -117,6 +135,8 @@ def main(argv: list[str] | None = None) -> int:
     images, all_labels = digits.images.to(device), digits.labels.to(device)
     schedule = make_schedule(args.schedule).to(device)
     model = place(ConditionalUNet(args.width), device)
+    if args.init:
+        checkpoint.load_into(model, initial_weights(args.init, args), args.init)
     ema = EMA(model, args.ema_decay)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
     batches = Batches(len(images), args.batch_size, args.seed)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from common.metrics import frechet_distance, mean_pairwise_distance
+from common.metrics import closeness, frechet_distance, mean_pairwise_distance, nearest
 
 RNG = np.random.default_rng(0)
 
@@ -95,3 +95,25 @@ def test_mean_pairwise_distance_of_copies_is_zero_and_of_a_pair_the_distance():
 def test_mean_pairwise_shapes_are_checked(shape):
     with pytest.raises(ValueError, match="expected"):
         mean_pairwise_distance(np.zeros(shape))
+
+
+def test_nearest_finds_what_a_full_table_of_distances_finds():
+    rng = np.random.default_rng(0)
+    references = rng.integers(0, 256, (5000, 3, 2, 2), dtype=np.uint8)  # more than one block
+    queries = np.concatenate([references[[4999, 17]], rng.integers(0, 256, (5, 3, 2, 2), dtype=np.uint8)])
+    distances, indices = nearest(queries, references, 4)
+    table = np.linalg.norm(queries.reshape(7, 1, 12).astype(float) - references.reshape(1, 5000, 12), axis=2)
+    np.testing.assert_allclose(distances, np.sort(table, axis=1)[:, :4], rtol=1e-4, atol=0.5)
+    assert indices[:2, 0].tolist() == [4999, 17]
+    np.testing.assert_allclose(np.take_along_axis(table, indices, 1), distances, rtol=1e-4, atol=0.5)
+
+
+@pytest.mark.parametrize(("queries", "k"), [(np.zeros((2, 3)), 1), (np.zeros((2, 4)), 0), (np.zeros((2, 4)), 6)])
+def test_nearest_refuses_other_shapes_and_too_many_neighbours(queries, k):
+    with pytest.raises(ValueError, match="expected one shape"):
+        nearest(queries, np.zeros((5, 4)), k)
+
+
+def test_closeness_is_0_for_a_copy_and_1_in_a_crowd():
+    assert closeness(np.array([[0.0, 5, 5], [5, 5, 5], [2, 4, 4]])).tolist() == [0, 1, 0.5]
+    assert closeness(np.zeros((1, 3))).tolist() == [0]

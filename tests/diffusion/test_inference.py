@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -81,12 +82,33 @@ def test_grid_and_reverse_process(trained, tmp_path):
     assert draw(tmp_path / "grid.png", trained, "--grid") == 0
     assert draw(tmp_path / "process.png", trained, "--process") == 0
     with Image.open(tmp_path / "grid.png") as image:
-        assert image.size == (2 * (10 * 30 + 2),) * 2
+        assert image.size == (2 * (2 * 30 + 2), 2 * (10 * 30 + 2))
     with Image.open(tmp_path / "process.png") as image:
         assert image.size == (4 * (6 * 30 + 2), 4 * 32)
 
 
+def test_chosen_digits_are_the_same_images(drawn, trained, tmp_path):
+    draw(tmp_path / "some", trained, "--digits", "7,3")
+    assert contents(tmp_path / "some") == {name: drawn[name] for name in drawn if name[0] in "37"}
+
+
+def test_gif_goes_from_noise_to_the_grid(trained, tmp_path):
+    draw(tmp_path / "way.gif", trained, "--gif", "--digits", "3,5")
+    draw(tmp_path / "grid.png", trained, "--grid", "--digits", "3,5")
+    with Image.open(tmp_path / "way.gif") as way, Image.open(tmp_path / "grid.png") as end:
+        assert way.n_frames == 4
+        assert way.size == end.size == (2 * (2 * 30 + 2),) * 2
+        first = np.asarray(way.convert("RGB"), int)
+        way.seek(3)
+        last, end = np.asarray(way.convert("RGB"), int), np.asarray(end, int)
+        assert np.abs(last - end).mean() < 12 < np.abs(first - end).mean()  # 256 colours come close
+
+
 @pytest.mark.parametrize(("more", "message"), [
+    (["--digits", "3,x"], "different digits"),
+    (["--digits", "3,3"], "different digits"),
+    (["--digits", ""], "different digits"),
+    (["--gif"], r"ends in \.gif"),
     (["--weights", "nowhere.pt"], "no checkpoint at nowhere.pt"),
     (["--steps", "1001"], "at most"),
     (["--guidance", "-1"], ">= 0"),

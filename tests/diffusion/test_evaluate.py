@@ -1,0 +1,91 @@
+"""Scores that cannot be gamed: wrong digits, one digit repeated, and copies must each show."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from diffusion import evaluate
+
+
+@pytest.fixture
+def noise_images():
+    rng = np.random.default_rng(0)
+    return lambda n: rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+
+
+def features(per_digit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return features that cluster by digit, and their digits."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(10).repeat(per_digit)
+    return (10 * np.eye(16)[labels] + rng.normal(size=(len(labels), 16))).astype(np.float32), labels
+
+
+def test_fresh_real_features_score_as_well_as_real_ones():
+    fake, labels = features(100, seed=1)
+    scores = evaluate.score(fake, labels, labels, *features(300, seed=2))
+    assert scores["accuracy"] == 1
+    assert scores["frechet"] < 2 * scores["frechet_real"]
+    assert scores["variety"] == pytest.approx(1, abs=0.05)
+
+
+def test_one_perfect_image_a_digit_has_no_variety_and_a_large_distance():
+    fake, labels = features(1, seed=1)
+    repeated, labels = fake.repeat(100, axis=0), labels.repeat(100)
+    scores = evaluate.score(repeated, labels, labels, *features(300, seed=2))
+    assert scores["accuracy"] == 1
+    assert scores["variety"] == 0
+    assert scores["frechet"] > 5 * scores["frechet_real"]
+
+
+def test_accuracy_is_counted_digit_by_digit():
+    fake, labels = features(10, seed=1)
+    predicted = labels.copy()
+    predicted[labels == 3] = 8
+    scores = evaluate.score(fake, labels, predicted, *features(30, seed=2))
+    assert scores["accuracy"] == pytest.approx(0.9)
+    assert scores["accuracy_by_digit"] == {digit: float(digit != 3) for digit in range(10)}
+
+
+def test_copies_of_training_images_are_found(noise_images):
+    train, fake = noise_images(200), noise_images(40)
+    real = (train[:40] // 2) + (noise_images(40) // 2)  # each resembles one training image somewhat
+    honest, _ = evaluate.memorisation(fake, real, train)
+    assert honest["closest"] > 0.8 > honest["closest_real"] > 0.3
+    assert honest["closer_than_any_real"] == 0
+    fake[7], fake[21] = train[150], train[3]
+    scores, rows = evaluate.memorisation(fake, real, train)
+    assert scores["closest"] == pytest.approx(0, abs=1e-3)
+    assert scores["closer_than_any_real"] == 2
+    assert sorted(map(tuple, rows[:2, :2].tolist())) == [(7, 150), (21, 3)]
+    assert rows.shape == (10, 1 + evaluate.SHOWN)
+
+
+def test_command_scores_a_folder_and_draws_the_neighbours(digits_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
+    source = digits_dir / "digits" / "mnistm" / "data"
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for i in range(20):  # training images, passed off as generated ones
+        (folder / f"{i % 10}_{i // 10:03d}.png").write_bytes((source / f"{i:05d}.png").read_bytes())
+    command = [str(folder), "--data", str(digits_dir), "--classifier", str(tmp_path / "classifier.pt"),
+               "--out", str(tmp_path / "scores.json"), "--neighbours", str(tmp_path / "near.png")]
+    assert evaluate.main(command) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["images"] == 20
+    assert scores["closest"] == pytest.approx(0, abs=0.01)
+    assert scores["closer_than_any_real"] == 20
+    assert "0 is a copy" in capsys.readouterr().out
+    with Image.open(tmp_path / "near.png") as picture:
+        assert picture.size == (2 * ((1 + evaluate.SHOWN) * 30 + 2), 2 * (10 * 30 + 2))
+    kept = (tmp_path / "classifier.pt").stat().st_mtime_ns
+    assert evaluate.main(command) == 0
+    assert (tmp_path / "classifier.pt").stat().st_mtime_ns == kept  # trained once
+
+
+def test_foreign_names_are_refused(digits_dir, tmp_path):
+    Image.new("RGB", (28, 28)).save(tmp_path / "holiday.png")
+    with pytest.raises(UserError, match=r"holiday\.png: expected names like 3_042\.png"):
+        evaluate.main([str(tmp_path), "--data", str(digits_dir)])
