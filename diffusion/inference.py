@@ -31,7 +31,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add_device_flags(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder for the PNGs, or the file to draw with --grid, --gif, --process")
+    parser.add_argument("out", metavar="OUT", type=Path,
+                        help="folder for the PNGs, or the file to draw with --grid, --gif, --process")
     picture = parser.add_mutually_exclusive_group()
     picture.add_argument("--grid", dest="picture", action="store_const", const="grid",
                          help="draw one picture, a row of each digit, as OUT.png")

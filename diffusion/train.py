@@ -37,7 +37,7 @@ from diffusion.loss import diffusion_loss, quartile_means
 from diffusion.samplers import ddim, guided_denoiser
 from diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
-from diffusion.widen import widen_to
+from diffusion.widen import widen
 
 PREVIEW_STEPS, PREVIEW_GUIDANCE, PREVIEW_COLUMNS = 20, 2.0, 4
 
@@ -83,7 +83,10 @@ def initial_weights(path: Path, args: argparse.Namespace) -> dict[str, Tensor]:
     for name in ("prediction", "schedule"):
         if model_args[name] != getattr(args, name):
             raise UserError(f"{path}: trained with --{name} {model_args[name]}, not {getattr(args, name)}")
-    return widen_to(weights, model_args["width"], args.width, args.seed)
+    factor, rest = divmod(args.width, model_args["width"])
+    if rest:
+        raise UserError(f"{path}: its width {model_args['width']} does not divide --width {args.width}")
+    return widen(weights, factor, args.seed)
 
 
 def train_step(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor,

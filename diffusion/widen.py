@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-
 SPLIT_NOISE = 0.5  # how unevenly two copies of a channel share its outgoing weight; 0 would keep them equal for ever
 
 
@@ -18,7 +16,7 @@ def widen(weights: dict[str, Tensor], factor: int, seed: int) -> dict[str, Tenso
 
     Args:
         weights: state dict of the narrow network.
-        factor: whole number >= 1.
+        factor: whole number; 1 changes nothing.
         seed: of the random parts.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -46,14 +44,3 @@ def widen(weights: dict[str, Tensor], factor: int, seed: int) -> dict[str, Tenso
             value = torch.cat([q_and_k * factor ** -0.25, v])
         wide[name] = value
     return wide
-
-
-def widen_to(weights: dict[str, Tensor], old: int, new: int, seed: int) -> dict[str, Tensor]:
-    """Return weights of width `new`; the same ones if that is what they have.
-
-    Raises:
-        UserError: `new` is no multiple of `old`.
-    """
-    if new % old:
-        raise UserError(f"--width {new} is no multiple of the width {old} of the weights to start from")
-    return weights if new == old else widen(weights, new // old, seed)

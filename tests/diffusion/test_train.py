@@ -171,6 +171,31 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(digits_dir, tmp_pat
     assert weights(tmp_path / "run")["step"] == 4
 
 
+def test_starts_from_given_weights_widened_where_they_are_narrow(digits_dir, finished, tmp_path):
+    narrow, lr_zero = weights(finished)["weights"], ["--lr", "1e-12", "--ema-decay", "0"]
+    run(digits_dir, tmp_path / "same", "--init", str(finished / "last.pt"), *lr_zero)
+    for name, value in weights(tmp_path / "same")["weights"].items():
+        torch.testing.assert_close(value, narrow[name], rtol=0, atol=1e-6)
+    run(digits_dir, tmp_path / "wide", "--init", str(finished / "last.pt"), "--width", "16", *lr_zero)
+    models = ConditionalUNet(8).eval(), ConditionalUNet(16).eval()
+    models[0].load_state_dict(narrow)
+    models[1].load_state_dict(weights(tmp_path / "wide")["weights"])
+    x, t, labels = torch.randn(2, 3, 28, 28), torch.tensor([5, 800]), torch.tensor([1, 9])
+    with torch.no_grad():
+        torch.testing.assert_close(models[1](x, t, labels), models[0](x, t, labels), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--init", "nowhere.pt"], "no checkpoint at nowhere.pt"),
+    (["--width", "12"], "its width 8 does not divide --width 12"),
+    (["--prediction", "noise"], "trained with --prediction velocity, not noise"),
+])
+def test_weights_to_start_from_must_fit(digits_dir, finished, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        run(digits_dir, tmp_path / "run", "--init", str(finished / "last.pt"), *more)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("more", "message"), [
     (["--width", "10"], "multiple of 4"),
     (["--batch-size", "5000"], "larger than the training set"),

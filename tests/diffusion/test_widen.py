@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from common.errors import UserError
 from diffusion.unet import ConditionalUNet
-from diffusion.widen import widen, widen_to
+from diffusion.widen import widen
 
 
 def randomised(width: int) -> ConditionalUNet:
@@ -42,6 +41,7 @@ def test_copies_of_a_channel_get_different_gradients(inputs):
     assert (apart > 0.05).all()
 
 
-def test_width_must_be_a_multiple():
-    with pytest.raises(UserError, match="multiple of the width 8"):
-        widen_to({}, 8, 12, seed=0)
+def test_factor_1_changes_nothing():
+    weights = randomised(4).state_dict()
+    for name, value in widen(weights, 1, seed=0).items():
+        assert torch.equal(value, weights[name]), name
