@@ -2,6 +2,9 @@
 
 import numpy as np
 
+NEIGHBOURS = 50  # Carlini et al. (2023) compare with the 50 nearest
+SHOWN = 7  # of them, in a picture
+
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Return the Frechet distance of two Gaussians fitted to features (Dowson & Landau 1982; as FID uses it).
@@ -66,3 +69,26 @@ def closeness(distances: np.ndarray) -> np.ndarray:
         distances: (N, k) from `nearest`, k >= 2.
     """
     return distances[:, 0] / distances[:, 1:].mean(1).clip(min=1e-6)
+
+
+def memorisation(fake: np.ndarray, real: np.ndarray, train: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Compare how close generated images and unseen real ones come to a training image, in pixels.
+
+    Args:
+        fake: (N, 3, H, W) uint8.
+        real: (M, 3, H, W) uint8, images that are not in the training set; N of them are used.
+        train: (K, 3, H, W) uint8, K >= 2.
+
+    Returns:
+        scores: the closest generated and real image's `closeness`, and how many generated images are closer
+            than the closest real one (chance alone gives about one); and
+        picture rows: (10, 1 + SHOWN) int64, the closest generated images' indices, each before its nearest
+            training images' ones.
+    """
+    k = min(NEIGHBOURS, len(train))
+    distances, indices = nearest(fake, train, k)
+    fake_closeness, real_closeness = closeness(distances), closeness(nearest(real[:len(fake)], train, k)[0])
+    worst = fake_closeness.argsort(kind="stable")[:10]
+    scores = {"closest": float(fake_closeness.min()), "closest_real": float(real_closeness.min()),
+              "closer_than_any_real": int((fake_closeness < real_closeness.min()).sum())}
+    return scores, np.concatenate([worst[:, None], indices[worst, :SHOWN]], axis=1)

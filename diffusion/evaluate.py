@@ -22,11 +22,8 @@ from common.datasets import DIGIT_SIZE, load_digits, load_folder
 from common.device import select_device, select_dtype
 from common.errors import UserError
 from common.images import grid, save_picture
-from common.metrics import closeness, frechet_distance, mean_pairwise_distance, nearest
+from common.metrics import frechet_distance, mean_pairwise_distance, memorisation
 from diffusion.classifier import load_or_train, predict
-
-NEIGHBOURS = 50  # Carlini et al. (2023) compare with the 50 nearest
-SHOWN = 7
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,29 +56,6 @@ def variety(features: np.ndarray, labels: np.ndarray) -> dict[int, float]:
     """Return the mean distance between images of the same digit, a digit; those with fewer than two are left out."""
     groups = {digit: features[labels == digit] for digit in range(10)}
     return {digit: mean_pairwise_distance(group) for digit, group in groups.items() if len(group) > 1}
-
-
-def memorisation(fake: np.ndarray, real: np.ndarray, train: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Compare how close generated images and unseen real ones come to a training image, in pixels.
-
-    Args:
-        fake: (N, 3, H, W) uint8.
-        real: (M, 3, H, W) uint8, images that are not in the training set; N of them are used.
-        train: (K, 3, H, W) uint8.
-
-    Returns:
-        scores: the closest generated and real image's `closeness`, and how many generated images are closer
-            than the closest real one (chance alone gives about one); and
-        picture rows: (10, 1 + SHOWN) int64, the closest generated images' indices, each before its nearest
-            training images' ones.
-    """
-    k = min(NEIGHBOURS, len(train))
-    distances, indices = nearest(fake, train, k)
-    fake_closeness, real_closeness = closeness(distances), closeness(nearest(real[:len(fake)], train, k)[0])
-    worst = fake_closeness.argsort(kind="stable")[:10]
-    scores = {"closest": float(fake_closeness.min()), "closest_real": float(real_closeness.min()),
-              "closer_than_any_real": int((fake_closeness < real_closeness.min()).sum())}
-    return scores, np.concatenate([worst[:, None], indices[worst, :SHOWN]], axis=1)
 
 
 def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,

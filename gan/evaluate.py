@@ -7,6 +7,10 @@ variety, the pixel distance between images of the folder, which falls when G rep
 the figure for real images: the reference is shuffled and two disjoint sets are taken; the folder is measured
 against the second, and so is the first, with the same number of images each. That number is at most half the
 reference. The distance rises as it falls, so compare scores of equal counts only.
+
+Near-duplicates are images whose nearest neighbour in the folder is at less than half the distance that is
+usual between real neighbours. Copies of training faces, or of their mirror images, show as images closer to
+the training set than unseen faces come; `--neighbours PNG` draws the most suspicious ones.
 """
 
 import argparse
@@ -21,11 +25,13 @@ from torch.nn import functional as F
 from common.cli import Parser, non_negative_int, run_main
 from common.datasets import FACE_SIZE, default_data, load_faces, load_folder
 from common.errors import UserError
-from common.metrics import mean_pairwise_distance
+from common.images import grid, save_picture
+from common.metrics import mean_pairwise_distance, memorisation, nearest
 
 SCALES = 3  # 64, 32 and 16 px
 # Patches an image and their side (Karras et al. 2018, sec. 5), and directions (their code).
 PATCHES, PATCH_SIZE, DIRECTIONS = 128, 7, 512
+NEAR = 0.5  # near-duplicates: share of the usual distance
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,9 +41,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reference", metavar="DIR|builtin",
                         default="builtin" if default_data() == "builtin" else f"{default_data()}/face/val",
                         help="real faces (default here: %(default)s)")
+    parser.add_argument("--train", metavar="DIR|builtin",
+                        help="what the network was trained on (default: the folder train beside the reference)")
+    parser.add_argument("--neighbours", metavar="PNG", type=Path,
+                        help="draw the ten images closest to a training face there, each before its nearest ones")
     parser.add_argument("--out", metavar="PATH", type=Path, help="write the scores there as JSON as well")
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.train is None:
+        args.train = "builtin" if args.reference == "builtin" else str(Path(args.reference).parent / "train")
+    return args
 
 
 def blur(x: Tensor, gain: float = 1.0) -> Tensor:
@@ -112,6 +125,19 @@ def variety(images: Tensor) -> float:
     return mean_pairwise_distance(features.numpy()) / features.shape[1] ** 0.5
 
 
+def near_duplicates(images: Tensor, real: Tensor) -> float:
+    """Return the share of images with another one at less than half the usual distance of real neighbours.
+
+    Args:
+        images: (N, 3, H, W) uint8, N >= 2.
+        real: (N, 3, H, W) uint8.
+    """
+    def to_nearest(images: Tensor) -> np.ndarray:
+        return nearest(images.numpy(), images.numpy(), 2)[0][:, 1]  # the nearest of all is the image itself
+
+    return float((to_nearest(images) < NEAR * np.median(to_nearest(real))).mean())
+
+
 def score(fake: Tensor, real: Tensor, seed: int) -> dict:
     """Return all scores.
 
@@ -125,16 +151,22 @@ def score(fake: Tensor, real: Tensor, seed: int) -> dict:
     fake = fake[torch.randperm(len(fake), generator=generator)[:n]]
     first, second = real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
     return {"images": n, "swd": swd(fake, second, seed), "swd_real": swd(first, second, seed),
-            "variety": variety(fake), "variety_real": variety(second)}
+            "variety": variety(fake), "variety_real": variety(second),
+            "near_duplicates": near_duplicates(fake, second), "near_duplicates_real": near_duplicates(second, second)}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     fake = load_folder(args.folder, FACE_SIZE).images
-    builtin = args.reference == "builtin"
-    real = (load_faces("builtin", "val") if builtin else load_folder(args.reference, FACE_SIZE)).images
+    real = _faces(args.reference, "val")
+    train = _faces(args.train, "train")
+    if len(train) < 2:
+        raise UserError(f"{args.train}: got 1 image, expected the training set: name it with --train")
     scores = {"reference": args.reference, "seed": args.seed, **score(fake, real, args.seed)}
+    train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is one too
+    copies, rows = memorisation(fake.numpy(), real.numpy(), train.numpy())
+    scores |= copies
 
     print(f"{scores['images']} of {len(fake)} images against {args.reference}")
     print("SWD x1000            64 px   32 px   16 px    mean")
@@ -142,10 +174,20 @@ def main(argv: list[str] | None = None) -> int:
         values = [*scores[key], sum(scores[key]) / SCALES]
         print(f"  {name:17}" + "".join(f"{value:8.2f}" for value in values))
     print(f"variety              {scores['variety']:.1f}  (real: {scores['variety_real']:.1f})")
+    print(f"near-duplicates      {scores['near_duplicates']:.1%}  (real: {scores['near_duplicates_real']:.1%})")
+    print(f"closest to training  {scores['closest']:.2f}  (real: {scores['closest_real']:.2f}; 0 is a copy); "
+          f"closer than any real one: {scores['closer_than_any_real']}")
+    if args.neighbours:
+        shown = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
+        save_picture(grid(torch.stack(shown), rows.shape[1]), args.neighbours)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(scores, indent=2) + "\n")
     return 0
+
+
+def _faces(where: str, split: str) -> Tensor:
+    return (load_faces("builtin", split) if where == "builtin" else load_folder(where, FACE_SIZE)).images
 
 
 if __name__ == "__main__":

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from common.metrics import closeness, frechet_distance, mean_pairwise_distance, nearest
+from common.metrics import (
+    SHOWN,
+    closeness,
+    frechet_distance,
+    mean_pairwise_distance,
+    memorisation,
+    nearest,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -117,3 +124,20 @@ def test_nearest_refuses_other_shapes_and_too_many_neighbours(queries, k):
 def test_closeness_is_0_for_a_copy_and_1_in_a_crowd():
     assert closeness(np.array([[0.0, 5, 5], [5, 5, 5], [2, 4, 4]])).tolist() == [0, 1, 0.5]
     assert closeness(np.zeros((1, 3))).tolist() == [0]
+
+
+def test_copies_of_training_images_are_found():
+    def noise_images(count):
+        return RNG.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+
+    train, fake = noise_images(200), noise_images(40)
+    real = (train[:40] // 2) + (noise_images(40) // 2)  # each resembles one training image somewhat
+    honest, _ = memorisation(fake, real, train)
+    assert honest["closest"] > 0.8 > honest["closest_real"] > 0.3
+    assert honest["closer_than_any_real"] == 0
+    fake[7], fake[21] = train[150], train[3]
+    scores, rows = memorisation(fake, real, train)
+    assert scores["closest"] == pytest.approx(0, abs=1e-3)
+    assert scores["closer_than_any_real"] == 2
+    assert sorted(map(tuple, rows[:2, :2].tolist())) == [(7, 150), (21, 3)]
+    assert rows.shape == (10, 1 + SHOWN)

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.errors import UserError
-from gan.evaluate import laplacian_pyramid, main, patches, score, sliced_wasserstein, swd, variety
+from gan.evaluate import laplacian_pyramid, main, near_duplicates, patches, score, sliced_wasserstein, swd, variety
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,13 @@ def test_variety_counts_every_pair(smooth):
     assert variety(images[:1].expand(4, -1, -1, -1)) == 0
 
 
+def test_near_duplicates_are_counted(noise):
+    images, real = noise[:10].clone(), noise[10:]
+    assert near_duplicates(images, real) == 0
+    images[3], images[7] = images[0], (images[1].float() * 0.99).to(torch.uint8)
+    assert near_duplicates(images, real) == pytest.approx(0.4)  # 0 with 3, 1 with 7
+
+
 def test_scores_take_equal_counts(smooth):
     assert score(smooth[:7], smooth, 0)["images"] == 7
     assert score(smooth, smooth[:21], 0)["images"] == 10
@@ -76,7 +85,25 @@ def test_command(faces, tmp_path, capsys):
     assert out.read_bytes() == first
     scores = json.loads(first)
     assert scores["images"] == 4 and len(scores["swd"]) == len(scores["swd_real"]) == 3
-    assert "real against real" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "real against real" in shown
+    assert scores["closest"] == pytest.approx(0, abs=1e-3)  # the folder is the training set
+    assert scores["closer_than_any_real"] == 10 and "closer than any real one: 10" in shown
+
+
+def test_neighbours_are_drawn_and_mirrored_copies_found(faces, tmp_path):
+    folder = tmp_path / "mirrored"
+    folder.mkdir()
+    for path in (faces / "face" / "train").iterdir():
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / path.name)
+    main([str(folder), "--reference", str(faces / "face" / "val"), "--neighbours", str(tmp_path / "near.png"),
+          "--out", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())["closer_than_any_real"] == 10
+    with Image.open(tmp_path / "near.png") as picture:
+        assert picture.size == (8 * 66 + 2, 10 * 66 + 2)
+        pixels = np.asarray(picture)
+    assert (pixels[2:66, 2:66] == pixels[2:66, 68:132]).all()
 
 
 def test_mistakes_are_one_line(faces, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 from common.checkpoint import release
 from common.errors import UserError
 from common.images import seeded_normal
-from gan.inference import main
+from gan.inference import FRAMES_BETWEEN, STOPS, main, slerp, truncate
 from gan.models import build_generator
 
 COUNT = 53  # more than one block
@@ -93,6 +93,44 @@ def test_grid_shows_the_same_images(drawn, draw, tmp_path):
     with Image.open(tmp_path / "grid.png") as picture, Image.open(out / "0009.png") as last:
         assert picture.size == (8 * 66 + 2, 2 * 66 + 2)
         assert picture.crop((2 + 66, 2 + 66, 66 + 66, 66 + 66)).tobytes() == last.tobytes()
+
+
+def test_walk_starts_at_the_first_faces_and_closes(draw, drawn, tmp_path):
+    draw(tmp_path / "walk.gif", 8, "--interpolate")
+    draw(tmp_path / "grid.png", 8, "--grid", "8")
+    with Image.open(tmp_path / "walk.gif") as walk, Image.open(tmp_path / "grid.png") as start:
+        assert walk.n_frames == STOPS * FRAMES_BETWEEN and walk.size == start.size
+        start = np.asarray(start, int)
+        gaps = []
+        for frame in (0, FRAMES_BETWEEN * STOPS // 2, walk.n_frames - 1):
+            walk.seek(frame)
+            gaps.append(np.abs(np.asarray(walk.convert("RGB"), int) - start).mean())
+        assert gaps[0] < gaps[1] and gaps[2] < gaps[1]
+
+
+def test_slerp_keeps_the_length_and_meets_both_ends():
+    a, b = torch.nn.functional.normalize(torch.randn(2, 5, 100, dtype=torch.float64), dim=2)
+    torch.testing.assert_close(slerp(a, b, 0), a)
+    torch.testing.assert_close(slerp(a, b, 1), b)
+    half = slerp(a, b, 0.5)
+    torch.testing.assert_close(half.norm(dim=1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close((half * a).sum(1), (half * b).sum(1))
+
+
+def test_truncation_is_the_truncated_normal_and_keeps_the_order():
+    z = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    assert truncate(z, float("inf")) is z
+    cut = truncate(z, 1.0)
+    assert cut.abs().max() <= 1
+    assert cut.std().item() == pytest.approx(0.5396, abs=0.005)  # sqrt(1 - 2 phi(1) / (2 Phi(1) - 1))
+    assert torch.equal(cut.argsort()[::1000], z.argsort()[::1000])
+
+
+def test_truncated_images_do_not_mix_with_others(drawn, draw, tmp_path):
+    _, files = drawn
+    assert draw(tmp_path / "cut", 2, "--truncation", "0.5")["0000.png"] != files["0000.png"]
+    with pytest.raises(UserError, match="these settings"):
+        draw(tmp_path / "cut", 2)
 
 
 def test_released_file_draws_too(trained, tmp_path):
