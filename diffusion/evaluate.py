@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"Frechet distance   {scores['frechet']:.2f}  (real against real: {scores['frechet_real']:.2f})")
     print(f"variety in a digit {scores['variety']:.2f}  (real: 1)")
     print(f"closest to training {scores['closest']:.2f} (real: {scores['closest_real']:.2f}; 0 is a copy); "
-          f"closer than any real one: {scores['closer_than_any_real']}")
+          f"suspiciously close: {scores['suspicious']:.1%} (by chance: 1%)")
     if args.neighbours:
         shown = [image for i, *others in rows.tolist() for image in (made.images[i], *train_set.images[others])]
         save_picture(grid(torch.stack(shown), rows.shape[1], scale=2), args.neighbours)

@@ -10,7 +10,7 @@ reference. The distance rises as it falls, so compare scores of equal counts onl
 
 Near-duplicates are images whose nearest neighbour in the folder is at less than half the distance that is
 usual between real neighbours. Copies of training faces, or of their mirror images, show as images closer to
-the training set than unseen faces come; `--neighbours PNG` draws the most suspicious ones.
+the training set than nearly all unseen faces come; `--neighbours PNG` draws the most suspicious ones.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"variety              {scores['variety']:.1f}  (real: {scores['variety_real']:.1f})")
     print(f"near-duplicates      {scores['near_duplicates']:.1%}  (real: {scores['near_duplicates_real']:.1%})")
     print(f"closest to training  {scores['closest']:.2f}  (real: {scores['closest_real']:.2f}; 0 is a copy); "
-          f"closer than any real one: {scores['closer_than_any_real']}")
+          f"suspiciously close: {scores['suspicious']:.1%} (by chance: 1%)")
     if args.neighbours:
         shown = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
         save_picture(grid(torch.stack(shown), rows.shape[1]), args.neighbours)

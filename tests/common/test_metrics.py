@@ -134,10 +134,10 @@ def test_copies_of_training_images_are_found():
     real = (train[:40] // 2) + (noise_images(40) // 2)  # each resembles one training image somewhat
     honest, _ = memorisation(fake, real, train)
     assert honest["closest"] > 0.8 > honest["closest_real"] > 0.3
-    assert honest["closer_than_any_real"] == 0
+    assert honest["suspicious"] == 0
     fake[7], fake[21] = train[150], train[3]
     scores, rows = memorisation(fake, real, train)
     assert scores["closest"] == pytest.approx(0, abs=1e-3)
-    assert scores["closer_than_any_real"] == 2
+    assert scores["suspicious"] == 2 / 40
     assert sorted(map(tuple, rows[:2, :2].tolist())) == [(7, 150), (21, 3)]
     assert rows.shape == (10, 1 + SHOWN)

@@ -57,7 +57,7 @@ def test_command_scores_a_folder_and_draws_the_neighbours(digits_dir, tmp_path, 
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["images"] == 20
     assert scores["closest"] == pytest.approx(0, abs=0.01)
-    assert scores["closer_than_any_real"] == 20
+    assert scores["suspicious"] == 1
     assert "0 is a copy" in capsys.readouterr().out
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.size == (2 * ((1 + SHOWN) * 30 + 2), 2 * (10 * 30 + 2))

@@ -88,7 +88,7 @@ def test_command(faces, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "real against real" in shown
     assert scores["closest"] == pytest.approx(0, abs=1e-3)  # the folder is the training set
-    assert scores["closer_than_any_real"] == 10 and "closer than any real one: 10" in shown
+    assert scores["suspicious"] == 1 and "suspiciously close: 100.0%" in shown
 
 
 def test_neighbours_are_drawn_and_mirrored_copies_found(faces, tmp_path):
@@ -99,7 +99,7 @@ def test_neighbours_are_drawn_and_mirrored_copies_found(faces, tmp_path):
             image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / path.name)
     main([str(folder), "--reference", str(faces / "face" / "val"), "--neighbours", str(tmp_path / "near.png"),
           "--out", str(tmp_path / "scores.json")])
-    assert json.loads((tmp_path / "scores.json").read_text())["closer_than_any_real"] == 10
+    assert json.loads((tmp_path / "scores.json").read_text())["suspicious"] == 1
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.size == (8 * 66 + 2, 10 * 66 + 2)
         pixels = np.asarray(picture)
