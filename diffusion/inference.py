@@ -19,10 +19,11 @@ from common.checkpoint import RELEASED, load_into, load_weights, sha256
 from common.cli import Parser, add_device_flags, non_negative_float, non_negative_int, positive_int, run_main
 from common.device import autocast, place, select_device, select_dtype
 from common.images import generator_for, grid, save_gif, save_image, save_picture, still_missing, to_uint8
-from diffusion.samplers import Denoiser, Noise, State, ddim, ddpm, guided_denoiser
+from diffusion.samplers import Denoiser, Noise, State, ddim, ddpm, dpm_solver_pp, guided_denoiser, heun
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
+SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp, "heun": heun}
 FRAME_TIMES = (0, 200, 400, 600, 800, 1000)  # the report's; time t of the chain is index t - 1 here
 GIF_FRAMES = 40  # about as many as four seconds show
 
@@ -41,9 +42,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture.add_argument("--process", dest="picture", action="store_const", const="process",
                          help="draw six moments of the first image's as OUT.png")
     parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
-    parser.add_argument("--sampler", choices=("ddim", "ddpm"), default="ddim")
-    parser.add_argument("--steps", metavar="N", type=positive_int, default=20, help="evaluations of DDIM's chain")
+    parser.add_argument("--sampler", choices=("ddpm", *SAMPLERS), default="ddim")
+    parser.add_argument("--steps", metavar="N", type=positive_int, default=20,
+                        help="of the chain (default: %(default)s); ddpm always takes 1000")
     parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
+    parser.add_argument("--guidance-interval", metavar=("LOW", "HIGH"), type=non_negative_int, nargs=2,
+                        default=(0, 999), help="guide only at these times, at half the cost elsewhere (default: all)")
     parser.add_argument("--digits", metavar="D,D,...", type=digit_list, default=list(range(10)),
                         help="draw only these, e.g. 3,5 (default: all ten)")
     parser.add_argument("--per-digit", metavar="N", type=positive_int,
@@ -79,7 +83,7 @@ def chain(args: argparse.Namespace, denoise: Denoiser, schedule: Schedule, noise
     """Return the sampler that the flags name."""
     if args.sampler == "ddpm":
         return ddpm(denoise, schedule, noise)
-    return ddim(denoise, schedule, noise, args.steps)
+    return SAMPLERS[args.sampler](denoise, schedule, noise, args.steps)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +99,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def states(pairs: list[tuple[int, int]]) -> Iterator[State]:
         labels = torch.tensor([digit for digit, _ in pairs], device=device)
-        denoise = guided_denoiser(model, schedule, labels, args.guidance, model_args["prediction"])
+        denoise = guided_denoiser(model, schedule, labels, args.guidance, model_args["prediction"],
+                                  tuple(args.guidance_interval))
         noise = image_noise([(args.seed, digit, number) for digit, number in pairs], device)
         with autocast(device, dtype):
             yield from chain(args, denoise, schedule, noise)
@@ -123,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
 
     names = [f"{digit}_{number:03d}.png" for digit, number in pairs]
     stamp = (f"diffusion weights={sha256(args.weights)[:16]} seed={args.seed} sampler={args.sampler} "
-             f"steps={args.steps} guidance={args.guidance:g} dtype={dtype}")
+             f"steps={args.steps} guidance={args.guidance:g} "
+             f"interval={args.guidance_interval[0]}-{args.guidance_interval[1]} dtype={dtype}")
     missing = still_missing(args.out, names, stamp)
     with tqdm(total=len(names), initial=len(names) - len(missing), unit="image", disable=None) as bar:
         for batch in (missing[i:i + args.batch_size] for i in range(0, len(missing), args.batch_size)):

@@ -23,7 +23,7 @@ class State(NamedTuple):
 
 
 def guided_denoiser(model: nn.Module, schedule: Schedule, labels: Tensor, guidance_scale: float,
-                    prediction: str) -> Denoiser:
+                    prediction: str, interval: tuple[int, int] = (0, 10**9)) -> Denoiser:
     """Return (x_t, t) -> x_0 in [-1, 1] with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
     Args:
@@ -33,12 +33,14 @@ def guided_denoiser(model: nn.Module, schedule: Schedule, labels: Tensor, guidan
         guidance_scale: 1 is the plain conditional model, larger follows the label more strongly; output =
             unconditional + scale * (conditional - unconditional). Both halves run as one batch.
         prediction: what the model predicts, "noise" or "velocity".
+        interval: guide only where interval[0] <= t <= interval[1], at half the cost elsewhere (Kynkaanniemi
+            et al. 2024, arXiv:2404.07724).
     """
     doubled_labels = labels.repeat(2)
     keep = torch.arange(2 * len(labels), device=labels.device) < len(labels)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        if guidance_scale == 1:
+        if guidance_scale == 1 or not interval[0] <= t[0] <= interval[1]:  # a sampler's t is one for all
             output = model(x_t, t, labels)
         else:
             conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), doubled_labels, keep).chunk(2)
@@ -112,3 +114,77 @@ def ddim(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int, et
             if eta > 0:
                 x = x + sigma * noise()
         yield State(previous, x)
+
+
+@torch.no_grad()
+def dpm_solver_pp(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int) -> Iterator[State]:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095, algorithm 2): second order, one evaluation a step.
+
+    The first and the last step are of first order: the one has no past, the other ends at infinite
+    log-SNR. Thresholding is the denoiser's clamp, as x_0 lies in [-1, 1].
+
+    Args:
+        denoise: (x_t, t) -> x_0.
+        schedule: the noise schedule.
+        noise: () -> (B, 3, 28, 28) standard normal; called once.
+        num_steps: 1..T.
+
+    Yields:
+        num_steps + 1 states, from t = T - 1 (pure noise) to t = -1.
+    """
+    x = noise()
+    times = ddim_times(schedule.num_timesteps, num_steps)
+    alpha_bars = schedule.alphas_cumprod.double()
+    half_log_snr = (alpha_bars / (1 - alpha_bars)).log() / 2  # lambda in the paper
+    yield State(times[0], x)
+    last_x_0, last_h = None, None
+    for i, following in zip(times, [*times[1:], -1], strict=True):
+        x_0 = denoise(x, torch.full((len(x),), i, device=x.device))
+        if following < 0:
+            x = x_0
+        else:
+            h = half_log_snr[following] - half_log_snr[i]
+            # Extrapolated by the last step; r = last_h / h.
+            ahead = x_0 if last_x_0 is None else x_0 + (x_0 - last_x_0) * (h / (2 * last_h)).float()
+            shrink = ((1 - alpha_bars[following]) / (1 - alpha_bars[i])).sqrt()
+            x = shrink.float() * x - (alpha_bars[following].sqrt() * torch.expm1(-h)).float() * ahead
+            last_x_0, last_h = x_0, h
+        yield State(following, x)
+
+
+@torch.no_grad()
+def heun(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int) -> Iterator[State]:
+    """Heun's method on the sigma scale (Karras et al. 2022, arXiv:2206.00364, algorithm 1): second order.
+
+    In x / sqrt(abar), whose noise has standard deviation sigma = sqrt(1 / abar - 1), the flow is
+    dx/dsigma = (x - x_0) / sigma. Takes 2 num_steps - 1 evaluations.
+
+    Args:
+        denoise: (x_t, t) -> x_0.
+        schedule: the noise schedule.
+        noise: () -> (B, 3, 28, 28) standard normal; called once.
+        num_steps: 1..T.
+
+    Yields:
+        num_steps + 1 states, from t = T - 1 (pure noise) to t = -1, each scaled back.
+    """
+    x = noise()
+    times = ddim_times(schedule.num_timesteps, num_steps)
+    signals = schedule.alphas_cumprod.double().sqrt()
+    sigmas = (1 - signals**2).sqrt() / signals
+
+    def slope(x: Tensor, i: int) -> Tensor:
+        x_0 = denoise(x, torch.full((len(x),), i, device=x.device))
+        return (x.double() / signals[i] - x_0) / sigmas[i]
+
+    yield State(times[0], x)
+    for i, following in zip(times, [*times[1:], -1], strict=True):
+        first = slope(x, i)
+        if following < 0:
+            x = (x.double() / signals[i] - sigmas[i] * first).float()  # Euler down to sigma = 0: x_0
+        else:
+            step = sigmas[following] - sigmas[i]
+            euler = x.double() / signals[i] + step * first
+            second = slope((euler * signals[following]).float(), following)
+            x = ((x.double() / signals[i] + step * (first + second) / 2) * signals[following]).float()
+        yield State(following, x)

@@ -87,6 +87,15 @@ def test_grid_and_reverse_process(trained, tmp_path):
         assert image.size == (4 * (6 * 30 + 2), 4 * 32)
 
 
+@pytest.mark.parametrize("flags", [["--sampler", "dpm-solver++"], ["--sampler", "heun"],
+                                   ["--guidance-interval", "100", "600"]])
+def test_samplers_and_interval_draw_other_images(drawn, trained, tmp_path, flags):
+    draw(tmp_path / "other", trained, "--digits", "7", *flags)
+    other = contents(tmp_path / "other")
+    assert sorted(other) == ["7_001.png", "7_002.png"]
+    assert not set(other.values()) & set(drawn.values())
+
+
 def test_chosen_digits_are_the_same_images(drawn, trained, tmp_path):
     draw(tmp_path / "some", trained, "--digits", "7,3")
     assert contents(tmp_path / "some") == {name: drawn[name] for name in drawn if name[0] in "37"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion.samplers import ddim, ddim_times, ddpm, guided_denoiser
+from diffusion.samplers import ddim, ddim_times, ddpm, dpm_solver_pp, guided_denoiser, heun
 from diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("linear")
@@ -30,10 +30,12 @@ def chains(denoise, count=20_000):
         "ddpm": lambda: ddpm(denoise, SCHEDULE, noise_source(count)),
         "ddim": lambda: ddim(denoise, SCHEDULE, noise_source(count), 100),
         "ddim eta 1": lambda: ddim(denoise, SCHEDULE, noise_source(count), 500, eta=1.0),
+        "dpm-solver++": lambda: dpm_solver_pp(denoise, SCHEDULE, noise_source(count), 40),
+        "heun": lambda: heun(denoise, SCHEDULE, noise_source(count), 100),
     }
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1", "dpm-solver++", "heun"])
 def test_gaussian_data_come_back(name):
     *_, last = chains(gaussian_denoiser(0.5, 0.3))[name]()
     assert last.t == -1
@@ -41,12 +43,14 @@ def test_gaussian_data_come_back(name):
     assert last.x.std().item() == pytest.approx(0.3, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1", "dpm-solver++", "heun"])
 def test_perfect_oracle_ends_at_x0(name):
     x_0 = torch.rand(1, 3, 4, 4).expand(2, 3, 4, 4) * 2 - 1
     sampler = {"ddpm": lambda: ddpm(lambda x, t: x_0, SCHEDULE, noise_source(2, (3, 4, 4))),
                "ddim": lambda: ddim(lambda x, t: x_0, SCHEDULE, noise_source(2, (3, 4, 4)), 10),
-               "ddim eta 1": lambda: ddim(lambda x, t: x_0, SCHEDULE, noise_source(2, (3, 4, 4)), 10, eta=1.0)}
+               "ddim eta 1": lambda: ddim(lambda x, t: x_0, SCHEDULE, noise_source(2, (3, 4, 4)), 10, eta=1.0),
+               "dpm-solver++": lambda: dpm_solver_pp(lambda x, t: x_0, SCHEDULE, noise_source(2, (3, 4, 4)), 10),
+               "heun": lambda: heun(lambda x, t: x_0, SCHEDULE, noise_source(2, (3, 4, 4)), 10)}
     states = list(sampler[name]())
     torch.testing.assert_close(states[-1].x, x_0)
     # On the way, each state is x_0 with the noise level of its time.
@@ -64,14 +68,55 @@ def test_full_ddim_follows_the_probability_flow():
     torch.testing.assert_close(end, 0.3 * start, atol=0.02, rtol=0)
 
 
-def test_ddim_error_falls_linearly_with_the_steps():
-    # DDIM is a first-order solver: ten times the steps, about a tenth of the error.
-    def error(num_steps):
-        *_, last = ddim(gaussian_denoiser(0.0, 0.3), SCHEDULE, noise_source(1000), num_steps)
-        *_, exact = ddim(gaussian_denoiser(0.0, 0.3), SCHEDULE, noise_source(1000), 1000)
-        return (last.x - exact.x).abs().mean().item()
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp, 2), (heun, 2)])
+def test_order_of_convergence(sampler, order):
+    # For Gaussian data x_t / std(x_t) stays what it was: the error at an early common time is known exactly.
+    std, start, stop = 0.3, 999, 249
 
-    assert 5 < error(10) / error(80) < 14
+    def spread(t):
+        alpha_bar = SCHEDULE.alphas_cumprod[t].double()
+        return (alpha_bar * std**2 + 1 - alpha_bar).sqrt()
+
+    def error(num_steps):
+        states = {state.t: state.x.double() for state in sampler(
+            gaussian_denoiser(0.0, std), SCHEDULE, noise_source(100), num_steps)}
+        return (states[stop] - states[start] * spread(stop) / spread(start)).abs().mean().item()
+
+    assert error(20) / error(100) == pytest.approx(5**order, rel=0.3)
+
+
+def test_dpm_solver_pp_is_algorithm_2_of_the_paper():
+    # In the paper's own letters, with steps so uneven in log-SNR that a wrong ratio r shows.
+    def x_theta(t):
+        return (t / 1000) ** 2
+
+    alpha_bar = SCHEDULE.alphas_cumprod.double()
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    lam = (alpha / sigma).log()
+    t = [999, 749, 499, 249]
+    x = noise_source(2)().double()
+    h = [None, *(lam[t[i]] - lam[t[i - 1]] for i in range(1, 4))]
+    for i in range(1, 4):
+        d = x_theta(t[i - 1])
+        if i > 1:
+            r = h[i - 1] / h[i]
+            d = (1 + 1 / (2 * r)) * x_theta(t[i - 1]) - 1 / (2 * r) * x_theta(t[i - 2])
+        x = sigma[t[i]] / sigma[t[i - 1]] * x - alpha[t[i]] * ((-h[i]).exp() - 1) * d
+    states = list(dpm_solver_pp(lambda x, t: torch.full_like(x, x_theta(int(t[0]))), SCHEDULE, noise_source(2), 4))
+    torch.testing.assert_close(states[3].x.double(), x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp, heun])
+def test_evaluations_and_states_of_a_chain(sampler):
+    seen = []
+
+    def denoise(x, t):
+        seen.append(int(t[0]))
+        return x * 0
+
+    states = list(sampler(denoise, SCHEDULE, noise_source(2), 4))
+    assert [state.t for state in states] == [999, 749, 499, 249, -1]
+    assert seen == ([999, 749, 749, 499, 499, 249, 249] if sampler is heun else [999, 749, 499, 249])
 
 
 def test_ddim_times_start_at_pure_noise():
@@ -94,5 +139,13 @@ class TwoBranches(torch.nn.Module):
 def test_guidance_extrapolates_from_the_unconditional_branch(scale, expected):
     x, t = torch.zeros(2, 3, 4, 4), torch.full((2,), 100)
     denoise = guided_denoiser(TwoBranches(), SCHEDULE, torch.tensor([1, 2]), scale, "noise")
+    noise = torch.full_like(x, expected)
+    torch.testing.assert_close(denoise(x, t), SCHEDULE.predict_x0(x, t, noise, "noise").clamp(-1, 1))
+
+
+@pytest.mark.parametrize(("t", "expected"), [(99, 0.2), (100, 0.4), (500, 0.4), (501, 0.2)])
+def test_guidance_only_in_its_interval(t, expected):
+    x, t = torch.zeros(2, 3, 4, 4), torch.full((2,), t)
+    denoise = guided_denoiser(TwoBranches(), SCHEDULE, torch.tensor([1, 2]), 3.0, "noise", (100, 500))
     noise = torch.full_like(x, expected)
     torch.testing.assert_close(denoise(x, t), SCHEDULE.predict_x0(x, t, noise, "noise").clamp(-1, 1))
