@@ -42,8 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture.add_argument("--process", dest="picture", action="store_const", const="process",
                          help="draw six moments of the first image's as OUT.png")
     parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
-    parser.add_argument("--sampler", choices=("ddpm", *SAMPLERS), default="ddim")
-    parser.add_argument("--steps", metavar="N", type=positive_int, default=20,
+    parser.add_argument("--sampler", choices=("ddpm", *SAMPLERS), default="dpm-solver++")
+    parser.add_argument("--steps", metavar="N", type=positive_int, default=10,
                         help="of the chain (default: %(default)s); ddpm always takes 1000")
     parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
     parser.add_argument("--guidance-interval", metavar=("LOW", "HIGH"), type=non_negative_int, nargs=2,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from common import images
 from common.errors import UserError
-from common.images import generator_for, grid, save_image, save_picture, seeded_normal, still_missing
+from common.images import generator_for, grid, save_gif, save_image, save_picture, seeded_normal, still_missing
 
 
 def test_every_byte_survives_the_round_trip():
@@ -145,3 +145,15 @@ def test_other_settings_other_names_and_other_peoples_files_are_refused(folder):
 def test_a_file_is_no_folder(folder):
     with pytest.raises(UserError, match="is a file"):
         still_missing(folder / "1.png", NAMES, "seed=0")
+
+
+def test_gif_rests_on_its_last_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    save_gif(frames, tmp_path / "new" / "three.gif", frame_ms=50, last_ms=900)
+    with Image.open(tmp_path / "new" / "three.gif") as gif:
+        seen = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            seen.append(gif.info["duration"])
+        assert seen == [50, 50, 900] and gif.info["loop"] == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["three.gif"]
