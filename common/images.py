@@ -86,8 +86,12 @@ def save_picture(picture: Image.Image, path: Path, stamp: str | None = None) -> 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, last_ms: int = 1500) -> None:
     """Write an endless animation, which rests on its last frame, the way `save_picture` writes a PNG."""
-    # One palette for all frames, from the last: palettes of their own would flicker.
-    palette = frames[-1].quantize(dither=Image.Dither.NONE)
+    # One palette for all frames, because palettes of their own would flicker; from eight of them side by side.
+    chosen = [*frames[:-1:max(1, len(frames) // 7)], frames[-1]]
+    montage = Image.new("RGB", (sum(frame.width for frame in chosen), chosen[0].height))
+    for i, frame in enumerate(chosen):
+        montage.paste(frame, (i * frame.width, 0))
+    palette = montage.quantize(dither=Image.Dither.NONE)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     _save_whole(frames[0], path, format="GIF", save_all=True, append_images=frames[1:], loop=0,
                 duration=[frame_ms] * (len(frames) - 1) + [last_ms])
