@@ -80,7 +80,8 @@ def draw(planes: dict[str, np.ndarray], digits: np.ndarray, domains: np.ndarray,
             axis.set_xticks([])
             axis.set_yticks([])
             handles, labels = dots.legend_elements()
-            axis.legend(handles, names if axis is bottom else labels, loc="upper right", fontsize=8)
+            axis.legend(handles, names if axis is bottom else labels, fontsize=8, ncols=10, handletextpad=0,
+                        columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 0))  # beside the points, not on them
         top.set_title(f"{title}, by digit")
         bottom.set_title(f"{title}, by domain")
     path.parent.mkdir(parents=True, exist_ok=True)
