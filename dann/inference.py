@@ -13,13 +13,12 @@ import os
 import sys
 from pathlib import Path
 
-from common.checkpoint import RELEASED, load_into, load_weights
+from common.checkpoint import RELEASED
 from common.cli import Parser, add_device_flags, run_main
 from common.datasets import DIGIT_SIZE, load_readable
-from common.device import place, select_device
+from common.device import select_device
 from common.errors import UserError
-from dann.networks import DANN, KIND
-from dann.predict import predict
+from dann.predict import load_network, predict
 
 TARGETS = ("svhn", "usps")
 
@@ -70,11 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.out.exists():
         raise UserError(f"{args.out} exists already: remove it or name another file")
     device = select_device(args.device)
-    model_args, weights = load_weights(args.weights, KIND)
-    model = DANN()
-    load_into(model, weights, args.weights)
+    model, model_args = load_network(args.weights, device)
     readable, broken = load_readable(args.test_dir, DIGIT_SIZE)
-    _, digits = predict(place(model, device), readable.images, device)
+    _, digits = predict(model, readable.images, device)
     write_csv(args.out, readable.names, digits.tolist())
     print(f"{len(digits)} digits in {args.out}, read by {args.weights} "
           f"({model_args['source']} -> {model_args['target']} {model_args['mode']})")

@@ -1,12 +1,29 @@
 """Digits and features of uint8 images from a trained DANN, in float32 and eval mode."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from common.checkpoint import load_into, load_weights
+from common.device import place
 from common.images import to_float
-from dann.networks import DANN
+from dann.networks import DANN, KIND
 
 BATCH = 1000
+
+
+def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]]:
+    """Return the network of a checkpoint, on the device, and its model_args: source, target, mode.
+
+    Raises:
+        UserError: missing, damaged or foreign file.
+    """
+    model_args, weights = load_weights(path, KIND)
+    model = DANN()
+    load_into(model, weights, path)
+    return place(model, device), model_args
 
 
 @torch.no_grad()

@@ -8,18 +8,19 @@ nothing; whether the domains lie on each other, and the digits apart, does.
 """
 
 import argparse
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from common.checkpoint import load_into, load_weights
 from common.cli import Parser, add_data_flag, add_device_flags, positive_int, run_main
 from common.datasets import ImageSet, load_digits
-from common.device import place, select_device
+from common.device import select_device
 from common.errors import UserError
-from dann.networks import DANN, KIND
-from dann.predict import predict
+from common.images import save_picture
+from dann.predict import load_network, predict
 
 PCA_DIM = 50
 
@@ -37,14 +38,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.out.suffix != ".png":
         parser.error(f"--out: got {args.out}, expected a name that ends in .png")
     return args
-
-
-def load_network(path: Path, device: torch.device) -> tuple[DANN, tuple[str, str]]:
-    """Return the network of a checkpoint and its (source, target)."""
-    model_args, weights = load_weights(path, KIND)
-    model = DANN()
-    load_into(model, weights, path)
-    return place(model, device), (model_args["source"], model_args["target"])
 
 
 def embed(features: np.ndarray) -> np.ndarray:
@@ -84,8 +77,9 @@ def draw(planes: dict[str, np.ndarray], digits: np.ndarray, domains: np.ndarray,
                         columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 0))  # beside the points, not on them
         top.set_title(f"{title}, by digit")
         bottom.set_title(f"{title}, by domain")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    save_picture(Image.open(drawn), path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(args.device)
     networks = {title: load_network(path, device)
                 for title, path in (("before adaptation", args.before), ("after adaptation", args.after))}
-    pairs = [pair for _, pair in networks.values()]
+    pairs = [(model_args["source"], model_args["target"]) for _, model_args in networks.values()]
     if pairs[0] != pairs[1]:
         raise UserError(f"{args.before} is of {' -> '.join(pairs[0])}, {args.after} of {' -> '.join(pairs[1])}: "
                         "name two networks of the same domains")
