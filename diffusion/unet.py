@@ -1,8 +1,8 @@
 """The class-conditional U-Net of the report: 28x28x3, 10 classes, 23,335,299 parameters at width 64.
 
 The layout follows the conditional DDPM of T. Capelle (2022), itself after dome272; the second up-sampling
-(x2.5) exists because 28 halves to 14, 7 and 3, and 3 has to come back to 7. Attention runs through
-PyTorch's fused kernel (`need_weights=False`), which changes no parameter and no name.
+(x2.5) exists because 28 halves to 14, 7 and 3, and 3 has to come back to 7. `nn.MultiheadAttention` holds the
+report's parameters; what it computes is done by `diffusion.attention`, without attention weights to return.
 """
 
 import math
@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from diffusion.attention import attend
 
 KIND = "diffusion"  # what a checkpoint of this network is called
 TIME_DIM = 256
@@ -98,8 +100,9 @@ class SelfAttention(nn.Module):
         """x: (B, C, H, W) -> (B, C, H, W)."""
         size = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)  # (B, HW, C)
-        normed = self.ln(x)
-        x = x + self.mha(normed, normed, normed, need_weights=False)[0]
+        qkv = F.linear(self.ln(x), self.mha.in_proj_weight, self.mha.in_proj_bias)
+        q, k, v = qkv.unflatten(2, (3, NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, HW, C / heads) each
+        x = x + self.mha.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
         x = x + self.ff_self(x)
         return x.transpose(1, 2).unflatten(2, size)
 

@@ -23,25 +23,30 @@ from common.ema import EMA
 from diffusion import train as diffusion_train
 from diffusion.loss import diffusion_loss
 from diffusion.schedule import make_schedule
-from diffusion.unet import ConditionalUNet
+from diffusion.unet import ConditionalUNet, SelfAttention
 
 BATCH_SIZE = 64
 EVALUATION_BATCH_SIZE = 100
 
 
-class AttentionWithWeights(nn.MultiheadAttention):
+class AttentionWithWeights(SelfAttention):
     """Attention as the reference repositories call it: the weights are computed, averaged and thrown away."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = True) -> tuple[Tensor, Tensor]:
-        """Like `nn.MultiheadAttention.forward`, always with weights."""
-        return super().forward(query, key, value, need_weights=True)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) -> (B, C, H, W)."""
+        size = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        normed = self.ln(x)
+        x = x + self.mha(normed, normed, normed)[0]
+        x = x + self.ff_self(x)
+        return x.transpose(1, 2).unflatten(2, size)
 
 
 def plain_unet(device: torch.device) -> ConditionalUNet:
     """Return the U-Net as the reference repositories run it: float32, contiguous, attention with weights."""
     model = ConditionalUNet().to(device)
     for module in model.modules():
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, SelfAttention):
             module.__class__ = AttentionWithWeights
     return model
 

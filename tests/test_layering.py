@@ -15,7 +15,7 @@ TREES = {path.relative_to(PROJECT).as_posix(): ast.parse(path.read_text()) for p
 PURE = {
     "gan/dcgan.py", "gan/sagan.py", "gan/losses.py",
     "diffusion/unet.py", "diffusion/schedule.py", "diffusion/loss.py", "diffusion/samplers.py",
-    "diffusion/widen.py",
+    "diffusion/attention.py", "diffusion/widen.py",
     "dann/grl.py", "dann/networks.py", "dann/losses.py",
 }
 

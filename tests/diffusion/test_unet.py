@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.attention import attend
+from diffusion.attention import attend
 from diffusion.unet import ConditionalUNet, time_embedding
 
 GOLDEN = Path(__file__).parent / "golden" / "unet.txt"
@@ -66,15 +68,42 @@ def test_time_embedding_is_the_papers():
     assert emb[1, 128 + 5].item() == pytest.approx(torch.tensor(expected).cos().item(), abs=1e-5)
 
 
-def test_attention_without_weights_equals_attention_with(small):
-    layer = small.sa3
-    x = torch.randn(2, 32, 3, 3)
+def with_weights(layer, x):
+    """SelfAttention as the reference repositories write it."""
     tokens = x.flatten(2).transpose(1, 2)
     normed = layer.ln(tokens)
+    tokens = tokens + layer.mha(normed, normed, normed, need_weights=True)[0]
+    tokens = tokens + layer.ff_self(tokens)
+    return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def test_attention_without_weights_equals_attention_with(small):
+    x = torch.randn(2, 32, 3, 3)
     with torch.no_grad():
-        plain = tokens + layer.mha(normed, normed, normed, need_weights=True)[0]
-        plain = plain + layer.ff_self(plain)
-        torch.testing.assert_close(layer(x), plain.transpose(1, 2).unflatten(2, (3, 3)), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(small.sa3(x), with_weights(small.sa3, x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 14, 28])
+def test_training_attention_in_bf16_agrees_with_float32_attention_with_weights(small, size):
+    layer, count = small.sa4, 5
+    torch.manual_seed(size)
+    x, out_grad = torch.randn(2, count, 16, size, size)
+    found = []
+    for attention, enabled in ((with_weights, False), (type(layer).forward, True)):
+        layer.zero_grad()
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = attention(layer, inputs)
+        output.backward(out_grad.to(output.dtype))
+        found.append([output, inputs.grad, *(p.grad for p in layer.mha.parameters())])
+    for plain, fast in zip(*found, strict=True):
+        assert (fast - plain).norm() < 0.02 * plain.norm()
+
+
+def test_the_kept_attention_map_is_the_one_in_use():
+    q, k, v = torch.randn(3, 2, 4, 9, 8, dtype=torch.bfloat16).requires_grad_()
+    assert "KeptAttention" in attend(q, k, v).grad_fn.name()
+    assert "KeptAttention" not in attend(q.float(), k.float(), v.float()).grad_fn.name()
 
 
 def test_bf16_channels_last_agrees_with_float32(small):

@@ -1,0 +1,55 @@
+"""Attention over the positions of small maps: PyTorch's fused kernel, and a faster one for training on CPUs.
+
+On the way back the fused kernel computes the attention map once more; with heads of 16 channels the exponentials
+in it cost more than the products. In bfloat16 on a CPU there is memory enough to keep the map, and images go
+through a few at a time, so that a map is used while it lies in the cache. Measured forward and backward on the
+28x28 and 14x14 layers (two cores with avx512_bf16): 1.7 to 2.1 times as fast.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CACHED = 2**18  # elements of attention maps at a time; one 28x28 image has more
+
+
+class _KeptAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
+        maps, outputs = [], []
+        for q_i, k_i, v_i in zip(q.split(chunk), k.split(chunk), v.split(chunk), strict=True):
+            maps.append(torch.softmax(q_i @ k_i.transpose(-1, -2), -1))
+            outputs.append(maps[-1] @ v_i)
+        output = torch.cat(outputs)
+        ctx.save_for_backward(q, k, v, output, *maps)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, output, *maps = ctx.saved_tensors
+        grad = grad.contiguous()
+        # A softmax p passes on p (dp - sum p dp), and sum p dp = sum output grad (Dao et al. 2022, app. B.4).
+        mean = (grad.float() * output.float()).sum(-1, keepdim=True).to(grad.dtype)
+        chunks = (x.split(len(maps[0])) for x in (q, k, v, grad, mean))
+        grads = []
+        for q_i, k_i, v_i, grad_i, mean_i, map_i in zip(*chunks, maps, strict=True):
+            scores_grad = (grad_i @ v_i.transpose(-1, -2)).sub_(mean_i).mul_(map_i)
+            grads.append((scores_grad @ k_i, scores_grad.transpose(-1, -2) @ q_i, map_i.transpose(-1, -2) @ grad_i))
+        q_grad, k_grad, v_grad = (torch.cat(parts) for parts in zip(*grads, strict=True))
+        return q_grad, k_grad, v_grad, None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return softmax(q k^T / sqrt(D)) v.
+
+    Args:
+        q, k, v: (B, heads, N, D) floating point, of one dtype.
+
+    Returns:
+        (B, heads, N, D) of that dtype.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+        _, heads, n, dim = q.shape
+        chunk = max(1, CACHED // (heads * n * n))
+        return _KeptAttention.apply((q * dim**-0.5).contiguous(), k.contiguous(), v.contiguous(), chunk)
+    return F.scaled_dot_product_attention(q, k, v)
