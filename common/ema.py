@@ -15,10 +15,11 @@ class EMA:
     Args:
         module: the network in training.
         decay: the final decay a step; 0 makes the copy equal the network.
+        copy_buffers: False for a copy that makes running statistics of its own.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, copy_buffers: bool = True) -> None:
+        self.decay, self.copy_buffers = decay, copy_buffers
         self.updates = 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
@@ -27,8 +28,9 @@ class EMA:
         """Take one step towards the network."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self.copy_buffers:
+            for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+                mine.copy_(theirs)
         self.updates += 1
 
     def state_dict(self) -> dict:

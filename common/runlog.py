@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,10 +132,13 @@ class Run:
         """Return where the picture of the step being done goes."""
         return self.out / "samples" / f"{self.step + 1:07d}.png"
 
-    def steps(self) -> Iterator[int]:
+    def steps(self, diagnose: Callable[[dict[str, float]], str | None] = lambda row: None) -> Iterator[int]:
         """Yield the steps that are left; after each loop body, log and save what is due.
 
         A signal ends the loop after the step in hand, saves, and exits with 128 + its number.
+
+        Args:
+            diagnose: a logged row -> what is wrong with the training in one line, or None; said once.
         """
         args, start = self.args, self.step
         print(describe(args))
@@ -144,6 +147,7 @@ class Run:
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=args.steps, initial=start, unit="step", disable=not sys.stderr.isatty())
         before, began = self.seconds, time.perf_counter()
+        said: set[str] = set()
         try:
             while self.step < args.steps:
                 yield self.step
@@ -152,7 +156,10 @@ class Run:
                 self.seconds = before + time.perf_counter() - began
                 bar.update()
                 if log:
-                    self._log(bar, rate=(self.step - start) * args.batch_size / (self.seconds - before))
+                    row = self._log(bar, rate=(self.step - start) * args.batch_size / (self.seconds - before))
+                    if (ill := diagnose(row)) and ill not in said:
+                        said.add(ill)
+                        bar.write(f"step {self.step}: {ill}")
                 if save or self._signal:
                     self.save()
                 if self._signal:
@@ -174,7 +181,7 @@ class Run:
                 raise UserError(f"{name} became {value.item()} before step {self.step}: the last good checkpoint is "
                                 f"kept in {self.out}; try a lower learning rate or --precision fp32")
 
-    def _log(self, bar: tqdm, rate: float) -> None:
+    def _log(self, bar: tqdm, rate: float) -> dict[str, float]:
         self._require_finite()
         row = {"step": self.step} | {name: (value / self._count).item() for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
@@ -185,6 +192,7 @@ class Run:
             print(f"step {self.step}/{self.args.steps} {shown} {rate:.0f} images/s", flush=True)
         else:
             bar.set_postfix_str(shown)
+        return row
 
 
 def _module_name() -> str:

@@ -2,9 +2,10 @@
 
     python -m dann.evaluate runs/dann-mnistm-usps-* --out report/dann.md
 
-A row is what the network was trained on, a column a pair of domains; a cell is the accuracy on the target,
-with the standard deviation over seeds where there are several. `--out` writes the table as Markdown, and its
-numbers beside it as JSON.
+A row is what the network was trained on and how, a column a pair of domains; a cell is the accuracy on the
+target, with the standard deviation over seeds where there are several. A last table is the oracle: the accuracy
+on test of the preview with the best accuracy on val, which only someone with target labels can choose. `--out`
+writes the tables as Markdown, and their numbers beside it as JSON.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from pathlib import Path
 from common.cli import Parser, run_main
 from common.errors import UserError
 
-ROWS = {"source": "trained on source", "dann": "DANN", "target": "trained on target"}
-SPLITS = ("val", "test")
+ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "DANN plus",
+        ("target", None): "trained on target"}
+SPLITS = {"val": "accuracy on val, %", "test": "accuracy on test, %",
+          "oracle": "accuracy on test of the oracle's step (chosen by target labels, used nowhere), %"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +54,7 @@ def read_results(run_dirs: list[Path]) -> list[dict]:
 
 def row_of(result: dict) -> str:
     """Return the row's title."""
-    return ROWS[result["mode"]] + ("" if result["augment"] else ", no augmentation")
+    return ", ".join([ROWS[result["mode"], result["recipe"]], *result["changes"]])
 
 
 def column_of(result: dict) -> str:
@@ -63,13 +66,15 @@ def column_of(result: dict) -> str:
 def build_table(results: list[dict]) -> list[dict]:
     """Return one dict a cell: row, column, seeds, and for each split the mean and standard deviation."""
     groups: dict[tuple[str, str], list[dict]] = {}
-    for result in sorted(results, key=lambda r: (list(ROWS).index(r["mode"]), not r["augment"], r["seed"])):
+    order = list(ROWS)
+    for result in sorted(results, key=lambda r: (order.index((r["mode"], r["recipe"])), r["changes"], r["seed"])):
         groups.setdefault((row_of(result), column_of(result)), []).append(result)
     cells = []
     for (row, column), runs in groups.items():
         cell = {"row": row, "column": column, "seeds": [run["seed"] for run in runs]}
         for split in SPLITS:
-            scores = [run[split] for run in runs if split in run]
+            rows = [run["oracle"] if split == "oracle" else run for run in runs]
+            scores = [row["test" if split == "oracle" else split] for row in rows if "test" in row or split == "val"]
             if scores:
                 spread = statistics.stdev(scores) if len(scores) > 1 else None
                 cell[split] = {"mean": statistics.mean(scores), "std": spread}
@@ -79,12 +84,12 @@ def build_table(results: list[dict]) -> list[dict]:
 
 def to_markdown(cells: list[dict]) -> str:
     """Lay the cells out as one Markdown table a split, in percent."""
-    rows, columns = (list(dict.fromkeys(cell[key] for cell in cells)) for key in ("row", "column"))
     blocks = []
-    for split in SPLITS:
+    for split, title in SPLITS.items():
         found = {(cell["row"], cell["column"]): cell for cell in cells if split in cell}
         if found:
-            lines = [[f"accuracy on {split}, %", *columns], ["---"] * (len(columns) + 1)]
+            rows, columns = (list(dict.fromkeys(pair)) for pair in zip(*found, strict=True))
+            lines = [[title, *columns], ["---"] * (len(columns) + 1)]
             lines += [[row, *(_shown(found.get((row, column)), split) for column in columns)] for row in rows]
             blocks.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
     return "\n".join(blocks)

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(args.device)
     model, model_args = load_network(args.weights, device)
     readable, broken = load_readable(args.test_dir, DIGIT_SIZE)
-    _, digits = predict(model, readable.images, device)
+    _, digits = predict(model, readable.images, model_args["standardise"], device)
     write_csv(args.out, readable.names, digits.tolist())
     print(f"{len(digits)} digits in {args.out}, read by {args.weights} "
           f"({model_args['source']} -> {model_args['target']} {model_args['mode']})")

@@ -1,4 +1,4 @@
-"""The two losses of DANN on logits (Ganin et al. 2016, JMLR 17(59), eq. 9), in float32.
+"""The two losses of DANN on logits (Ganin et al. 2016, JMLR 17(59), eq. 9), and the teacher's, in float32.
 
 Every parameter descends their sum: the gradient reversal turns the domain loss round for the features.
 """
@@ -27,3 +27,21 @@ def domain_accuracy(source_logits: Tensor, target_logits: Tensor) -> Tensor:
     """Return the share of images whose domain is right, 0-d: 0.5 when the domains cannot be told apart."""
     right = torch.cat([source_logits.argmax(1) == SOURCE, target_logits.argmax(1) == TARGET])
     return right.float().mean()
+
+
+def called_source(source_logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Return the share of images that the discriminator calls source, 0-d: 0 or 1 when it has collapsed."""
+    return (torch.cat([source_logits, target_logits]).argmax(1) == SOURCE).float().mean()
+
+
+def pseudo_label_loss(class_logits: Tensor, digits: Tensor, confident: Tensor) -> Tensor:
+    """Return the cross-entropy against the teacher's digits where it is sure of them, averaged over all images, 0-d.
+
+    Sohn et al. 2020 (FixMatch, arXiv:2001.07685, eq. 4).
+
+    Args:
+        class_logits: (B, 10).
+        digits: (B,) int64.
+        confident: (B,) bool.
+    """
+    return (F.cross_entropy(class_logits.float(), digits, reduction="none") * confident).mean()

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from common.checkpoint import load_into, load_weights
 from common.device import place
-from common.images import to_float
+from dann.inputs import network_input
 from dann.networks import DANN, KIND
 
 BATCH = 1000
 
 
 def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]]:
-    """Return the network of a checkpoint, on the device, and its model_args: source, target, mode.
+    """Return the network of a checkpoint, on the device, and its model_args.
+
+    They are source, target, mode, recipe, and standardise, which `predict` has to be told.
 
     Raises:
         UserError: missing, damaged or foreign file.
@@ -27,12 +29,13 @@ def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]
 
 
 @torch.no_grad()
-def predict(model: DANN, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def predict(model: DANN, images: Tensor, standardise: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return what the network sees; it is left in eval mode.
 
     Args:
         model: on `device`.
         images: (N, 3, 28, 28) uint8, on any device.
+        standardise: whether it was trained on standardised images.
 
     Returns:
         features: (N, 768) float32; digits: (N,) int64; both on the CPU.
@@ -40,6 +43,6 @@ def predict(model: DANN, images: Tensor, device: torch.device) -> tuple[Tensor, 
     model.eval()
     features, digits = [], []
     for batch in images.split(BATCH):
-        features.append(model.features(to_float(batch.to(device))))
+        features.append(model.features(network_input(batch.to(device), standardise)))
         digits.append(model.classifier(features[-1]).argmax(1))
     return torch.cat(features).cpu(), torch.cat(digits).cpu()

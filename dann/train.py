@@ -1,19 +1,21 @@
 """Train one row of the domain adaptation table: on source, with DANN, or on target.
 
-    python -m dann.train --source mnistm --target usps --mode dann --data hw2_data
+    python -m dann.train --source mnistm --target usps --mode dann --recipe plus --data hw2_data
 
-DANN (Ganin & Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, JMLR 17(59)) on the report's network. All
-three rows share images, augmentation, optimiser and schedule; target labels train mode target alone, and no
-step is chosen by them: the network of the last one is scored. We differ from the paper in Adam for
-SGD and in the augmentation. Source and target go through the network one after the other, so that batch
-normalisation sees one domain at a time and its running statistics see both. Measured on MNIST-M -> USPS,
-target val: 90.9 % so against 73.9 % with one joint batch (600 steps of batch 64, seed 0), and 92.0 % so
-against 72.7 % with running statistics of the target alone (2000 steps of batch 128, seed 0).
+DANN (Ganin & Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, JMLR 17(59)) on the report's network. All rows
+share inputs (`dann.inputs`), optimiser and schedule; target labels train mode target alone, and no step is chosen
+by them: the network of the last one is scored. Recipe `plain` is the paper's algorithm, but for Adam instead of
+SGD and the augmentation. Recipe `plus` adds a teacher (`dann.teacher`), whose confident readings of target images
+become their labels, and whose weights are kept. Every part has a switch.
+
+Source and target go through the network one after the other, so that batch normalisation sees one domain at a
+time; the network's running statistics see both, the teacher's the target alone.
 
 The run folder gets metrics.jsonl (domain_accuracy 0.5 means that the domains cannot be told apart),
-augmented images under samples/, last.pt for resume and inference, curves.png and result.json. An epoch is a
-pass over the smaller training set. `progress` is the share of --steps: a resume with another --steps follows
-another schedule.
+augmented images under samples/, last.pt for resume and inference, curves.png and result.json. The network is
+scored at every preview too; the best of these scores, which only target labels can find, is reported as the
+oracle and used for nothing. An epoch is a pass over the smaller training set. `progress` is the share of
+--steps: a resume with another --steps follows another schedule.
 """
 
 import argparse
@@ -25,19 +27,34 @@ import torch
 from torch import Tensor
 
 from common.batches import Batches
-from common.cli import Parser, add_training_flags, describe, positive_float, resolve_steps, run_main
+from common.cli import (
+    Parser,
+    add_training_flags,
+    describe,
+    non_negative_int,
+    positive_float,
+    resolve_steps,
+    run_main,
+)
 from common.datasets import DOMAINS, ImageSet, load_digits
 from common.device import autocast, place, seed_everything, select_device, select_dtype
+from common.ema import EMA
 from common.errors import UserError
-from common.images import grid, save_picture, to_float, to_uint8
+from common.images import grid, save_picture, to_uint8
 from common.runlog import Run
-from dann.augment import augment
 from dann.grl import grl_coeff
-from dann.losses import class_loss, domain_accuracy, domain_loss
+from dann.inputs import network_input, scale_range
+from dann.losses import called_source, class_loss, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN, KIND
 from dann.predict import predict
+from dann.teacher import DECAY, pseudo_labels
 
 MODES = ("source", "dann", "target")
+# A switch that is not given takes its value from here. Without a target there is nothing to adapt to: recipe None.
+INPUTS = {"geometry": True, "intensity": True, "standardise": True}
+RECIPES = {None: INPUTS | {"adversary": False, "teacher": False},
+           "plain": INPUTS | {"adversary": True, "teacher": False},
+           "plus": INPUTS | {"adversary": True, "teacher": True}}
 PREVIEW = 16  # augmented images a domain
 
 
@@ -49,15 +66,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", choices=domains, default="mnistm", help="domain with labels")
     parser.add_argument("--target", choices=domains, default="usps", help="domain to adapt to")
     parser.add_argument("--mode", choices=MODES, default="dann", help="row of the table")
+    parser.add_argument("--recipe", choices=("plain", "plus"), default="plus",
+                        help="of mode dann (default: %(default)s)")
+    parser.add_argument("--seeds", metavar="N", type=non_negative_int, nargs="+",
+                        help="train once with each of them, in the run folder's name plus -seed0, ...")
     parser.add_argument("--lr", type=positive_float, default=1e-3)
-    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
+    for name, about in (("geometry", "move, scale, turn and shear training images"),
+                        ("intensity", "invert and recolour training images"),
+                        ("standardise", "mean 0 and deviation 1 for every image, in inference too"),
+                        ("adversary", "the domain loss"),
+                        ("teacher", "learn the digits that an average of the network reads in target images")):
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=about)
     args = parser.parse_args(argv)
+    if args.mode != "dann":
+        args.recipe = None
+        if args.adversary or args.teacher:
+            parser.error(f"--adversary and --teacher belong to --mode dann, got --mode {args.mode}")
+    for name, value in RECIPES[args.recipe].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.mode == "dann" and not (args.adversary or args.teacher):
+        parser.error("--no-adversary without --teacher leaves nothing to adapt with: use --mode source")
     if args.source == args.target:
         parser.error(f"--source and --target: got {args.source} twice, expected two domains")
     if args.batch_size < 2:
         parser.error("--batch-size: got 1, expected at least 2 (batch normalisation needs two images)")
     if args.out is None:
-        args.out = Path("runs") / f"dann-{args.source}-{args.target}-{args.mode}"
+        name = "-".join(filter(None, ("dann", args.source, args.target, args.mode, args.recipe)))
+        args.out = Path("runs") / name
     return args
 
 
@@ -67,31 +103,76 @@ def learning_rate(lr: float, progress: float) -> float:
 
 
 def train_step(model: DANN, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor,
-               target_images: Tensor | None, progress: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Descend the class loss, and the domain loss where there are target images; return 0-d metrics.
+               target_images: Tensor | None, pseudo: tuple[Tensor, Tensor] | None, adversary: bool,
+               progress: float, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Descend the class loss, and what there is of domain loss and pseudo-label loss; return 0-d metrics.
 
     Args:
-        images: (B, 3, 28, 28) float32 in [-1, 1], the source in DANN.
+        images: (B, 3, 28, 28) float32, the source in DANN.
         labels: (B,) int64, of these alone.
-        target_images: like images.
+        target_images: as many target images, or None.
+        pseudo: the teacher's digits of these (B,) int64 and where it is sure (B,) bool, or None.
+        adversary: descend the domain loss.
         progress: the share of training that is done.
     """
     coeff = torch.tensor(grl_coeff(progress), device=images.device)
     with autocast(images.device, dtype):
         class_logits, source_logits = model(images, coeff)
         if target_images is not None:
-            _, target_logits = model(target_images, coeff)
+            target_class_logits, target_logits = model(target_images, coeff)
     loss = class_loss(class_logits, labels)
     metrics = {"class_loss": loss}
-    if target_images is not None:
+    if adversary:
         metrics["domain_loss"] = domain_loss(source_logits, target_logits)
         metrics["domain_accuracy"] = domain_accuracy(source_logits, target_logits)
+        metrics["called_source"] = called_source(source_logits, target_logits)
         metrics["grl_coeff"] = coeff
         loss = loss + metrics["domain_loss"]  # eq. 9; the reversal gives the features its other sign
+    if pseudo is not None:
+        metrics["pseudo_loss"] = pseudo_label_loss(target_class_logits, *pseudo)
+        metrics["confident"] = pseudo[1].float().mean()
+        loss = loss + metrics["pseudo_loss"]
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
     return metrics
+
+
+def diagnose(row: dict[str, float]) -> str | None:
+    """Return what a logged row says against the discriminator, if anything."""
+    if not 0.02 < row.get("called_source", 0.5) < 0.98:
+        return "the discriminator has collapsed: it gives one answer for both domains, and teaches the features nothing"
+    if row.get("domain_accuracy", 0.5) > 0.98:
+        return "the discriminator tells the domains apart: the features are not aligned"
+    return None
+
+
+class Scores:
+    """The target accuracy of the kept network at every preview, in the order of steps."""
+
+    def __init__(self, splits: dict[str, ImageSet], standardise: bool, device: torch.device) -> None:
+        self.splits, self.standardise, self.device = splits, standardise, device
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, model: DANN, step: int) -> None:
+        """Score the network, which is left in eval mode."""
+        row = {"step": step}
+        for name, digits in self.splits.items():
+            _, predicted = predict(model, digits.images, self.standardise, self.device)
+            row[name] = (predicted == digits.labels).float().mean().item()
+        self.rows.append(row)
+
+    def oracle(self) -> dict[str, float]:
+        """Return the row that only target labels can choose."""
+        return max(self.rows, key=lambda row: row["val"])
+
+    def state_dict(self) -> dict:
+        """Return the rows, for a checkpoint."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
+        self.rows = state["rows"]
 
 
 def held_out(data: str, domain: str) -> dict[str, ImageSet]:
@@ -104,64 +185,87 @@ def held_out(data: str, domain: str) -> dict[str, ImageSet]:
     return sets
 
 
-def accuracy(model: DANN, digits: ImageSet, device: torch.device) -> float:
-    """Return the share of images whose digit is right."""
-    _, predicted = predict(model, digits.images, device)
-    return (predicted == digits.labels).float().mean().item()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
+    seeds, out = args.seeds, args.out
+    del args.seeds  # a run knows its own
+    for seed in [args.seed] if seeds is None else seeds:
+        args.seed, args.out = seed, out if seeds is None else out.with_name(f"{out.name}-seed{seed}")
+        train(argparse.Namespace(**vars(args)))
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train one run."""
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    labelled = load_digits(args.data, args.target if args.mode == "target" else args.source, "train")
+    labelled_domain = args.target if args.mode == "target" else args.source
+    labelled = load_digits(args.data, labelled_domain, "train")
     unlabelled = load_digits(args.data, args.target, "train").images if args.mode == "dann" else None
     scored = held_out(args.data, args.target)
     resolve_steps(args, min(len(images) for images in (labelled.images, unlabelled) if images is not None))
     if args.dry_run:
         print(describe(args))
-        return 0
+        return
 
     seed_everything(args.seed)
     model = place(DANN(), device)
+    teacher = EMA(model, DECAY, copy_buffers=False) if args.teacher else None
+    kept = model if teacher is None else teacher.module
     optimiser = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     images, labels = labelled.images.to(device), labelled.labels.to(device)
     # An even and an odd seed, because MNIST and MNIST-M show the same digits in the same order.
     batches = Batches(len(images), args.batch_size, 2 * args.seed)
-    parts = {"model": model, "optimiser": optimiser, "batches": batches}
+    scores = Scores(scored, args.standardise, device)
+    parts = {"model": model, "optimiser": optimiser, "batches": batches, "scores": scores}
     if unlabelled is not None:
         unlabelled = unlabelled.to(device)
         target_batches = Batches(len(unlabelled), args.batch_size, 2 * args.seed + 1)
         parts["target_batches"] = target_batches
+    if teacher is not None:
+        parts["teacher"] = teacher
     if args.compile:
         model.compile()
 
-    def prepare(images: Tensor) -> Tensor:
-        return augment(to_float(images)) if args.augment else to_float(images)
+    def augmented(images: Tensor, domain: str) -> Tensor:
+        scale = scale_range(domain, args.target) if args.geometry else None
+        return network_input(images, args.standardise, scale, args.intensity)
 
     run = Run(args.out, KIND, args,
-              model_args={"source": args.source, "target": args.target, "mode": args.mode},
-              parts=parts, weights=model)
-    for step in run.steps():
+              model_args={name: getattr(args, name) for name in ("source", "target", "mode", "recipe", "standardise")},
+              parts=parts, weights=kept)
+    for step in run.steps(diagnose):
         progress = step / args.steps
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(args.lr, progress)
         index = batches.next().to(device)
-        x = prepare(images[index])
-        target_x = None if unlabelled is None else prepare(unlabelled[target_batches.next().to(device)])
-        run.record(train_step(model, optimiser, x, labels[index], target_x, progress, dtype))
+        x, target_x, pseudo = augmented(images[index], labelled_domain), None, None
+        if unlabelled is not None:
+            target_images = unlabelled[target_batches.next().to(device)]
+            target_x = augmented(target_images, args.target)
+            if teacher is not None:
+                with autocast(device, dtype):
+                    pseudo = pseudo_labels(teacher.module, network_input(target_images, args.standardise))
+        run.record(train_step(model, optimiser, x, labels[index], target_x, pseudo, args.adversary, progress, dtype))
+        if teacher is not None:
+            teacher.update(model)
         if run.due(args.sample_every):
+            scores.add(kept, step + 1)
+            model.train()
             shown = [x[:PREVIEW]] if target_x is None else [x[:PREVIEW], target_x[:PREVIEW]]
-            save_picture(grid(to_uint8(torch.cat(shown)), 8, scale=2), run.sample_path())
+            contrast = 0.5 if args.standardise else 1  # standardised images reach further than a picture's range
+            save_picture(grid(to_uint8(contrast * torch.cat(shown)), 8, scale=2), run.sample_path())
 
-    scores = {split: accuracy(model, digits, device) for split, digits in scored.items()}
+    changes = [("" if getattr(args, name) else "no ") + name for name, value in RECIPES[args.recipe].items()
+               if getattr(args, name) != value]
+    settings = {name: getattr(args, name) for name in ("data", "source", "target", "mode", "recipe", "seed")}
     finished = json.loads((args.out / "done").read_text())
-    settings = {name: getattr(args, name) for name in ("data", "source", "target", "mode", "augment", "seed")}
-    (args.out / "result.json").write_text(json.dumps(settings | finished | scores, indent=2) + "\n")
+    result = settings | {"changes": changes} | finished | scores.rows[-1] | {"oracle": scores.oracle()}
+    del result["step"]
+    (args.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"{args.source} -> {args.target} {args.mode}: target "
-          + ", ".join(f"{split} {score:.1%}" for split, score in scores.items()))
-    return 0
+          + ", ".join(f"{split} {result[split]:.1%}" for split in scored))
 
 
 if __name__ == "__main__":

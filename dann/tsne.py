@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     images = torch.cat([images for images, _ in sets])
     digits = torch.cat([labels for _, labels in sets]).numpy()
     domains = np.repeat([0, 1], [len(images) for images, _ in sets])
-    planes = {title: embed(predict(model, images, device)[0].numpy()) for title, (model, _) in networks.items()}
+    planes = {title: embed(predict(model, images, model_args["standardise"], device)[0].numpy())
+              for title, (model, model_args) in networks.items()}
     draw(planes, digits, domains, pairs[0], args.out)
     print(f"wrote {args.out}: {len(sets[0][0])} {pairs[0][0]} and {len(sets[1][0])} {pairs[0][1]} images")
     return 0

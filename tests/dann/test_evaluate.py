@@ -14,8 +14,10 @@ def runs(tmp_path):
     def add(name, mode, seed=0, val=0.9, **changes):
         folder = tmp_path / name
         folder.mkdir()
-        result = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": mode, "augment": True,
-                  "seed": seed, "steps": 10, "seconds": 1.0, "val": val} | changes
+        result = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": mode,
+                  "recipe": "plain" if mode == "dann" else None, "changes": [], "seed": seed, "steps": 10,
+                  "seconds": 1.0, "val": val} | changes
+        result.setdefault("oracle", {"step": 5, **{k: result[k] for k in ("val", "test") if k in result}})
         (folder / "result.json").write_text(json.dumps(result))
         return str(folder)
 
@@ -23,25 +25,30 @@ def runs(tmp_path):
 
 
 def test_table(runs, tmp_path, capsys):
-    paths = [runs("t", "target", val=0.99, test=0.97), runs("d1", "dann", 1, 0.92), runs("d0", "dann"),
+    paths = [runs("t", "target", val=0.99, test=0.97, oracle={"step": 5, "val": 1.0, "test": 0.98}),
+             runs("d1", "dann", 1, 0.92), runs("d0", "dann"), runs("p", "dann", recipe="plus", val=0.96),
+             runs("a", "dann", recipe="plus", val=0.95, changes=["no geometry", "no adversary"]),
              runs("s", "source", val=0.8), runs("x", "dann", val=0.456, data="builtin", target="svhn"),
-             runs("n", "source", val=0.6, augment=False)]
+             runs("n", "source", val=0.6, changes=["no geometry"])]
     out = tmp_path / "report" / "table.md"
     assert main([*paths, "--out", str(out)]) == 0
     assert out.read_text() == capsys.readouterr().out == """\
 | accuracy on val, % | mnistm -> usps | mnistm -> svhn (builtin) |
 | --- | --- | --- |
 | trained on source | 80.0 | - |
-| trained on source, no augmentation | 60.0 | - |
+| trained on source, no geometry | 60.0 | - |
 | DANN | 91.0 ± 1.4 (2 seeds) | 45.6 |
+| DANN plus | 96.0 | - |
+| DANN plus, no geometry, no adversary | 95.0 | - |
 | trained on target | 99.0 | - |
 
-| accuracy on test, % | mnistm -> usps | mnistm -> svhn (builtin) |
-| --- | --- | --- |
-| trained on source | - | - |
-| trained on source, no augmentation | - | - |
-| DANN | - | - |
-| trained on target | 97.0 | - |
+| accuracy on test, % | mnistm -> usps |
+| --- | --- |
+| trained on target | 97.0 |
+
+| accuracy on test of the oracle's step (chosen by target labels, used nowhere), % | mnistm -> usps |
+| --- | --- |
+| trained on target | 98.0 |
 """
     cells = {(cell["row"], cell["column"]): cell for cell in json.loads(out.with_suffix(".json").read_text())}
     assert cells["DANN", "mnistm -> usps"]["seeds"] == [0, 1]
@@ -53,7 +60,7 @@ def test_real_runs(train, capsys):
     paths = [str(train(mode, "--mode", mode)) for mode in ("source", "dann")]
     capsys.readouterr()
     assert main(paths) == 0
-    assert capsys.readouterr().out.count("| trained on source |") == 2
+    assert capsys.readouterr().out.count("| trained on source |") == 3  # val, test, oracle
 
 
 def test_mistakes(runs, tmp_path):

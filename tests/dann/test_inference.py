@@ -12,6 +12,7 @@ from common import checkpoint
 from common.errors import UserError
 from dann import inference
 from dann.inference import main, target_of
+from dann.inputs import standardise
 from dann.networks import DANN
 from dann.predict import predict
 
@@ -25,7 +26,8 @@ def released(tmp_path, monkeypatch):
         checkpoint.save(folder / f"dann-mnistm-{target}.pt", {
             "kind": "dann", "step": 1, "weights": {name: value.half() if value.is_floating_point() else value
                                                    for name, value in DANN().state_dict().items()},
-            "model_args": {"source": "mnistm", "target": target, "mode": "dann"}})
+            "model_args": {"source": "mnistm", "target": target, "mode": "dann", "recipe": "plus",
+                           "standardise": True}})
     monkeypatch.setattr(inference, "RELEASED", folder)
     return folder
 
@@ -65,16 +67,16 @@ def test_labels_are_the_networks(released, images, tmp_path):
     model.eval()
     for name, label in rows_of(tmp_path / "OUT.csv")[1:]:
         rgb = np.asarray(Image.open(images / name).convert("RGB")).copy()
-        x = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 127.5 - 1
+        x = standardise(torch.from_numpy(rgb).permute(2, 0, 1)[None] / 127.5 - 1)
         assert model(x, 0.0)[0].argmax().item() == int(label), name
 
 
 def test_batches_change_nothing():
     images = torch.randint(0, 256, (2300, 3, 28, 28), dtype=torch.uint8)
     model = DANN()
-    features, digits = predict(model, images, torch.device("cpu"))
+    features, digits = predict(model, images, True, torch.device("cpu"))
     assert features.shape == (2300, 768) and digits.shape == (2300,) and digits.dtype == torch.int64
-    again, _ = predict(model, images[1500:1510], torch.device("cpu"))
+    again, _ = predict(model, images[1500:1510], True, torch.device("cpu"))
     torch.testing.assert_close(again, features[1500:1510])
     assert not model.training
 

@@ -1,4 +1,4 @@
-"""The architecture against the golden text, gradient reversal, losses and augmentation."""
+"""The architecture against the golden text, gradient reversal, losses, and the teacher."""
 
 import math
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dann.augment import augment
 from dann.grl import grad_reverse, grl_coeff
-from dann.losses import class_loss, domain_accuracy, domain_loss
+from dann.losses import called_source, class_loss, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN
+from dann.teacher import pseudo_labels
 
 GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
 
@@ -80,23 +80,31 @@ def test_losses_by_hand():
     labels = torch.tensor([0, 5, 9])
     assert class_loss(torch.zeros(3, 10), labels).item() == pytest.approx(math.log(10))
     assert class_loss(torch.zeros(3, 10, dtype=torch.bfloat16), labels).dtype == torch.float32
+    assert called_source(source, source).item() == 1
+    assert called_source(source, target).item() == 0.5
+    assert called_source(target, target).item() == 0
 
 
-def test_augment_keeps_shape_range_and_flat_images():
-    images = torch.rand(16, 3, 28, 28) * 2 - 1
-    moved = augment(images)
-    assert moved.shape == images.shape and moved.dtype == torch.float32
-    assert moved.min() >= -1 and moved.max() <= 1
-    assert not torch.allclose(moved, images)
-    flat = torch.full((4, 3, 28, 28), 0.25)
-    torch.testing.assert_close(augment(flat), flat)
+def test_pseudo_labels_count_where_the_teacher_is_sure():
+    logits, digits = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
+    sure = torch.tensor([True, False, False, True])
+    expected = torch.nn.functional.cross_entropy(logits[sure], digits[sure], reduction="sum") / 4
+    assert pseudo_label_loss(logits, digits, sure).item() == pytest.approx(expected.item())
+    assert pseudo_label_loss(logits, digits, torch.zeros(4, dtype=torch.bool)) == 0
 
 
-def test_augment_moves_little_and_never_mirrors():
-    """A mark in the upper left corner stays nearer to it than to any other corner."""
-    images = torch.zeros(200, 1, 28, 28)
-    images[:, :, 8:11, 8:11] = 1
-    mass = augment(images)[:, 0]
-    assert (mass[:, :14, :14].sum((1, 2)) > 0.7 * mass.sum((1, 2))).all()
-    size = mass.sum((1, 2)) / 9
-    assert size.min() > 0.7 and size.max() < 2.5 and size.mean() > 1.2
+def test_the_teacher_reads_with_statistics_of_the_target_and_without_dropout():
+    torch.manual_seed(0)
+    teacher = DANN()
+    images = torch.randn(16, 3, 28, 28) * 3 + 1
+    digits, sure = pseudo_labels(teacher, images)
+    assert digits.dtype == torch.int64 and sure.dtype == torch.bool and digits.shape == sure.shape == (16,)
+    assert all(torch.equal(a, b) for a, b in zip(pseudo_labels(teacher, images), (digits, sure), strict=True))
+    torch.testing.assert_close(teacher.feature[1].running_mean,
+                               0.19 * teacher.feature[0](images).mean((0, 2, 3)))  # two steps of momentum 0.1
+    teacher.classifier[-1].bias.data[7] += 100
+    digits, sure = pseudo_labels(teacher, images)
+    assert (digits == 7).all() and sure.all()
+    teacher.classifier[-1].weight.data.zero_()
+    teacher.classifier[-1].bias.data.zero_()
+    assert not pseudo_labels(teacher, images)[1].any()

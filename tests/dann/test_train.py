@@ -16,14 +16,15 @@ from common.errors import UserError
 from common.runlog import Run, read_metrics
 from dann import train as training
 from dann.networks import DANN
-from dann.train import learning_rate, main, train_step
+from dann.train import diagnose, learning_rate, main, train_step
 
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_one_step_by_hand():
+@pytest.mark.parametrize("teacher", [False, True])
+def test_one_step_by_hand(teacher):
     """The step against plain torch, where the reversal is a second backward pass with the sign turned."""
     torch.manual_seed(0)
     model = DANN()
@@ -33,7 +34,9 @@ def test_one_step_by_hand():
 
     torch.manual_seed(1)
     optimiser = torch.optim.SGD(model.parameters(), lr=lr)
-    metrics = train_step(model, optimiser, x, labels, target_x, progress, torch.float32)
+    pseudo = torch.arange(8).flip(0), torch.tensor([True, False] * 4)
+    metrics = train_step(model, optimiser, x, labels, target_x, pseudo if teacher else None, True, progress,
+                         torch.float32)
 
     torch.manual_seed(1)
     coeff = 2 / (1 + math.exp(-10 * progress)) - 1
@@ -41,7 +44,9 @@ def test_one_step_by_hand():
     of_class = F.cross_entropy(twin.classifier(features), labels)
     source_logits = twin.discriminator(features)
     features = twin.feature(target_x).flatten(1)
-    twin.classifier(features)  # its running statistics see the target as well
+    target_logits = twin.classifier(features)  # its running statistics see the target without a teacher too
+    if teacher:
+        of_class = of_class + F.cross_entropy(target_logits[::2], pseudo[0][::2]) / 2
     domain_logits = torch.cat([source_logits, twin.discriminator(features)])
     of_domain = F.cross_entropy(domain_logits, torch.tensor([0] * 8 + [1] * 8))
     extractor, classifier = list(twin.feature.parameters()), list(twin.classifier.parameters())
@@ -55,7 +60,8 @@ def test_one_step_by_hand():
 
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-7, msg=name)
-    assert metrics["class_loss"].item() == pytest.approx(of_class.item(), rel=1e-5)
+    classes = metrics["class_loss"] + metrics.get("pseudo_loss", 0)
+    assert classes.item() == pytest.approx(of_class.item(), rel=1e-5)
     assert metrics["domain_loss"].item() == pytest.approx(of_domain.item(), rel=1e-5)
     assert metrics["grl_coeff"].item() == pytest.approx(coeff)
 
@@ -65,7 +71,7 @@ def test_a_step_without_target_leaves_the_discriminator_alone():
     before = copy.deepcopy(model)
     optimiser = torch.optim.Adam(model.parameters())
     x, labels = torch.randn(4, 3, 28, 28), torch.arange(4)
-    metrics = train_step(model, optimiser, x, labels, None, 0.5, torch.float32)
+    metrics = train_step(model, optimiser, x, labels, None, None, False, 0.5, torch.float32)
     assert list(metrics) == ["class_loss"]
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert {name.partition(".")[0] for name in moved} == {"feature", "classifier"}
@@ -77,8 +83,8 @@ def test_overfits_one_batch():
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     x, target_x, labels = torch.randn(20, 3, 28, 28), torch.randn(20, 3, 28, 28), torch.arange(20) % 10
     for step in range(40):
-        loss = train_step(model, optimiser, x, labels, target_x, step / 40, torch.float32)["class_loss"]
-    assert loss < 0.1
+        metrics = train_step(model, optimiser, x, labels, target_x, None, True, step / 40, torch.float32)
+    assert metrics["class_loss"] < 0.1
 
 
 def test_learning_rate():
@@ -88,7 +94,7 @@ def test_learning_rate():
 
 def test_learns_the_bars(train):
     result = json.loads((train("run", "--mode", "target", "--steps", "60", "--batch-size", "20",
-                               "--no-augment") / "result.json").read_text())
+                               "--no-geometry", "--no-intensity") / "result.json").read_text())
     assert result["val"] == result["test"] == 1.0
 
 
@@ -96,14 +102,15 @@ def test_run_folder(train, capsys):
     out = train("run", "--sample-every", "3")
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann: target val ")
     result = json.loads((out / "result.json").read_text())
-    assert list(result) == ["data", "source", "target", "mode", "augment", "seed", "steps", "seconds",
-                            "val", "test"]
+    assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "seconds",
+                            "val", "test", "oracle"]
     assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
     assert {p.name for p in out.iterdir()} == {"args.json", "versions.json", "metrics.jsonl", "done",
                                               "last.pt", "samples", "result.json"}
     assert sorted(p.name for p in (out / "samples").iterdir()) == ["0000003.png", "0000006.png"]
     rows = read_metrics(out)
-    assert list(rows[0]) == ["step", "class_loss", "domain_loss", "domain_accuracy", "grl_coeff"]
+    assert list(rows[0]) == ["step", "class_loss", "domain_loss", "domain_accuracy", "called_source",
+                             "grl_coeff", "pseudo_loss", "confident"]
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert rows[0]["grl_coeff"] < rows[1]["grl_coeff"] < rows[2]["grl_coeff"] < 1
 
@@ -115,16 +122,21 @@ def test_scores_in_eval_mode(train, monkeypatch):
     train("run")
     images = torch.randint(0, 256, (6, 3, 28, 28), dtype=torch.uint8)
     for model in models:
-        features, _ = predict(model.train(), images, torch.device("cpu"))
+        features, _ = predict(model.train(), images, True, torch.device("cpu"))
         assert not model.training
-        torch.testing.assert_close(predict(model, images[:2], torch.device("cpu"))[0], features[:2])
+        torch.testing.assert_close(predict(model, images[:2], True, torch.device("cpu"))[0], features[:2])
 
 
-@pytest.mark.parametrize("mode", ["source", "dann", "target"])
+MODES = {"source": ["--mode", "source"], "plain": ["--recipe", "plain"], "plus": ["--recipe", "plus"],
+         "target": ["--mode", "target"]}
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, monkeypatch):
-    whole = train("whole", "--mode", mode)
-    assert same(weights(train("again", "--mode", mode)), weights(whole))
-    assert not same(weights(train("other", "--mode", mode, "--seed", "1")), weights(whole))
+    flags = [*MODES[mode], "--sample-every", "2", "--save-every", "2"]
+    whole = train("whole", *flags)
+    assert same(weights(train("again", *flags)), weights(whole))
+    assert not same(weights(train("other", *flags, "--seed", "1")), weights(whole))
 
     record = Run.record
 
@@ -136,15 +148,57 @@ def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, m
     with monkeypatch.context() as patch:
         patch.setattr(Run, "record", record_and_stop)
         with pytest.raises(SystemExit) as stop:
-            train("broken", "--mode", mode)
+            train("broken", *flags)
     assert stop.value.code == 128 + signal.SIGTERM
     broken = whole.parent / "broken"
     assert not (broken / "result.json").exists()
-    train("broken", "--mode", mode, "--resume", "auto")
+    train("broken", *flags, "--resume", "auto")
     assert same(weights(broken), weights(whole))
     assert read_metrics(broken) == read_metrics(whole)
     results = [json.loads((out / "result.json").read_text()) | {"seconds": 0} for out in (broken, whole)]
     assert results[0] == results[1]
+
+
+def test_previews_do_not_change_the_training(train, weights):
+    assert same(weights(train("often", "--sample-every", "1")), weights(train("seldom", "--sample-every", "6")))
+
+
+def test_the_oracle_is_the_best_preview_and_the_result_the_last(train, monkeypatch):
+    readings = iter([0.5, 0.1, 0.9, 0.3, 0.2, 0.6])  # val, test of three previews
+
+    def add(self, model, step):
+        self.rows.append({"step": step, "val": next(readings), "test": next(readings)})
+
+    monkeypatch.setattr(training.Scores, "add", add)
+    result = json.loads((train("run", "--sample-every", "2") / "result.json").read_text())
+    assert (result["val"], result["test"], result["steps"]) == (0.2, 0.6, 6)
+    assert result["oracle"] == {"step": 4, "val": 0.9, "test": 0.3}
+
+
+def test_several_seeds_are_runs_of_their_own(train, weights, capsys):
+    out = train("runs", "--seeds", "3", "0")
+    assert sorted(p.name for p in out.parent.iterdir() if p.name.startswith("runs")) == ["runs-seed0", "runs-seed3"]
+    assert same(weights(out.with_name("runs-seed3")), weights(train("three", "--seed", "3")))
+    train("runs", "--seeds", "3", "0", "--resume", "auto")
+    assert capsys.readouterr().out.count("steps are done already") == 2
+
+
+@pytest.mark.parametrize("row, said", [
+    ({"domain_accuracy": 0.6, "called_source": 0.5}, None),
+    ({"class_loss": 1.0}, None),
+    ({"domain_accuracy": 0.5, "called_source": 0.0}, "collapsed"),
+    ({"domain_accuracy": 0.5, "called_source": 1.0}, "collapsed"),
+    ({"domain_accuracy": 0.99, "called_source": 0.5}, "not aligned"),
+])
+def test_diagnosis(row, said):
+    assert said in diagnose(row) if said else diagnose(row) is None
+
+
+def test_a_collapse_is_said_once(train, monkeypatch, capsys):
+    monkeypatch.setattr(training, "called_source", lambda *logits: torch.tensor(1.0))
+    train("run")
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("collapsed") == 1
 
 
 def relabelled(data, domain, tmp_path):
@@ -158,11 +212,11 @@ def relabelled(data, domain, tmp_path):
     return copied
 
 
-@pytest.mark.parametrize("mode", ["source", "dann"])
+@pytest.mark.parametrize("mode", ["source", "plain", "plus"])
 def test_target_labels_are_never_used(mode, data, train, weights, tmp_path):
-    plain = weights(train("plain", "--mode", mode))
+    plain = weights(train("plain", *MODES[mode]))
     swapped = relabelled(data, "usps", tmp_path)
-    assert same(weights(train("swapped", "--mode", mode, "--data", str(swapped))), plain)
+    assert same(weights(train("swapped", *MODES[mode], "--data", str(swapped))), plain)
 
 
 def test_labels_that_are_used_matter(data, train, weights, tmp_path):
@@ -172,9 +226,14 @@ def test_labels_that_are_used_matter(data, train, weights, tmp_path):
 
 
 def test_dann_looks_at_the_target_and_source_does_not(train, weights):
-    source, dann = weights(train("source", "--mode", "source")), weights(train("dann", "--mode", "dann"))
+    source, dann = weights(train("source", "--mode", "source")), weights(train("dann", "--recipe", "plain"))
     assert not torch.equal(source["feature.0.weight"], dann["feature.0.weight"])
-    assert not same(dann, weights(train("plain", "--mode", "dann", "--no-augment")))
+
+
+@pytest.mark.parametrize("switch", ["geometry", "intensity", "standardise", "adversary", "teacher"])
+def test_every_switch_changes_the_training(switch, train, weights):
+    assert not same(weights(train("on")), weights(out := train("off", f"--no-{switch}")))
+    assert json.loads((out / "result.json").read_text())["changes"] == [f"no {switch}"]
 
 
 def test_test_csv_without_images_is_left_out(data, train, tmp_path, caplog):
@@ -192,6 +251,11 @@ def test_test_csv_without_images_is_left_out(data, train, tmp_path, caplog):
     (["--batch-size", "1"], "--batch-size"),
     (["--batch-size", "41"], "larger than the training set"),
     (["--mode", "both"], "--mode"),
+    (["--recipe", "both"], "--recipe"),
+    (["--mode", "source", "--teacher"], "--teacher belong to --mode dann"),
+    (["--no-adversary", "--no-teacher"], "--mode source"),
+    (["--recipe", "plain", "--no-adversary"], "--mode source"),
+    (["--seeds", "-1"], "--seeds"),
     (["--data", "nowhere"], "nowhere"),
 ])
 def test_user_mistakes(flags, said, data, tmp_path):
@@ -204,5 +268,5 @@ def test_user_mistakes(flags, said, data, tmp_path):
 def test_default_folder_and_dry_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--data", str(data), "--batch-size", "8", "--epochs", "2", "--dry-run"]) == 0
-    assert "out=runs/dann-mnistm-usps-dann" in (said := capsys.readouterr().out) and "steps=10 " in said
+    assert "out=runs/dann-mnistm-usps-dann-plus" in (said := capsys.readouterr().out) and "steps=10 " in said
     assert not (tmp_path / "runs").exists()

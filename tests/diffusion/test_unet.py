@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from diffusion.attention import attend
-from diffusion.attention import attend
 from diffusion.unet import ConditionalUNet, time_embedding
 
 GOLDEN = Path(__file__).parent / "golden" / "unet.txt"

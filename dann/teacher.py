@@ -1,0 +1,30 @@
+"""A teacher that labels target images: the average of the network's weights (Tarvainen & Valpola 2017).
+
+Mean teachers for domain adaptation are French et al. 2018 (arXiv:1706.05208); that the teacher reads the image as
+it is and the network a changed one, with the surest digit as its label, is FixMatch (Sohn et al. 2020,
+arXiv:2001.07685). The teacher normalises by the statistics of the target alone, in training by the batch's and
+later by their running average, so what it reads at the end is what it read all along.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dann.networks import DANN
+
+DECAY = 0.99  # French et al. 2018
+CONFIDENCE = 0.9  # a probability below this makes no label
+
+
+@torch.no_grad()
+def pseudo_labels(teacher: DANN, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the teacher's digits (B,) int64 and where it is sure of them (B,) bool.
+
+    Its batch normalisation is in training mode and its dropout is not.
+
+    Args:
+        images: (B, 3, 28, 28) float32 of the target, not augmented.
+    """
+    for module in teacher.modules():
+        module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    probability, digits = teacher.classifier(teacher.features(images)).float().softmax(1).max(1)
+    return digits, probability > CONFIDENCE

@@ -1,0 +1,68 @@
+"""What the network sees: standardised images, and random changes that keep the digit."""
+
+import pytest
+import torch
+
+from dann.inputs import geometry, intensity, network_input, scale_range, standardise
+
+WIDE = (0.9, 1.5)
+
+
+def test_standardise():
+    images = torch.rand(4, 3, 28, 28) * torch.tensor([0.1, 1, 5, 0])[:, None, None, None] + 3
+    out = standardise(images)
+    torch.testing.assert_close(out.mean((1, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(out[:3].std((1, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+    assert (out[3] == 0).all()
+
+
+def test_geometry_keeps_shape_range_and_flat_images():
+    images = torch.rand(16, 3, 28, 28) * 2 - 1
+    moved = geometry(images, WIDE)
+    assert moved.shape == images.shape and moved.dtype == torch.float32
+    assert moved.min() >= -1 and moved.max() <= 1
+    assert not torch.allclose(moved, images)
+    flat = torch.full((4, 3, 28, 28), 0.25)
+    torch.testing.assert_close(geometry(flat, WIDE), flat)
+
+
+@pytest.mark.parametrize("scale, smallest, largest", [((0.9, 1.5), 0.8, 2.3), ((0.6, 1.1), 0.3, 1.25)])
+def test_geometry_scales_as_told_and_never_mirrors(scale, smallest, largest):
+    """A mark in the upper left corner stays nearer to it than to any other corner."""
+    images = torch.zeros(400, 1, 28, 28)
+    images[:, :, 7:10, 7:10] = 1
+    mass = geometry(images, scale)[:, 0]
+    assert (mass[:, :14, :14].sum((1, 2)) > 0.7 * mass.sum((1, 2))).all()
+    area = mass.sum((1, 2)) / 9
+    assert smallest < area.quantile(0.02) and area.quantile(0.98) < largest
+    assert area.median().item() == pytest.approx((sum(scale) / 2) ** 2, rel=0.15)
+
+
+def test_scales_reach_from_one_framing_to_the_other():
+    assert scale_range("mnistm", "mnist") == scale_range("usps", "svhn") == (0.9, 1.1)
+    assert scale_range("mnistm", "usps") == pytest.approx((0.9, 1.54))
+    assert scale_range("usps", "mnistm") == pytest.approx((0.9 / 1.4, 1.1))
+    assert scale_range("builtin-mnistm", "builtin-svhn") == scale_range("mnistm", "svhn")
+
+
+def test_intensity_inverts_half_and_keeps_the_pattern():
+    torch.manual_seed(0)
+    image = standardise(torch.rand(1, 3, 28, 28))
+    out = intensity(image.expand(1000, -1, -1, -1))
+    centred = out - out.mean((1, 2, 3), keepdim=True)
+    gain = (centred * image).mean((1, 2, 3))
+    torch.testing.assert_close(centred, gain[:, None, None, None] * image, atol=1e-3, rtol=1e-2)
+    assert 0.4 < (gain < 0).float().mean() < 0.6
+    assert 0.24 < gain.abs().min() < gain.abs().max() < 1.51
+    assert 0.45 < out.mean((1, 2, 3)).abs().max() < 0.51
+
+
+def test_network_input():
+    images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
+    plain = network_input(images, standardised=False)
+    torch.testing.assert_close(plain, images / 127.5 - 1)
+    torch.testing.assert_close(network_input(images), standardise(plain))
+    assert torch.equal(network_input(images), network_input(images))
+    for changes in ({"scale": WIDE}, {"recolour": True}):
+        assert not torch.allclose(network_input(images, **changes), network_input(images))
+    assert network_input(images, scale=WIDE, recolour=True).is_contiguous(memory_format=torch.channels_last)
