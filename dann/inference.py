@@ -75,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     write_csv(args.out, readable.names, digits.tolist())
     print(f"{len(digits)} digits in {args.out}, read by {args.weights} "
           f"({model_args['source']} -> {model_args['target']} {model_args['mode']})")
+    if model_args["target"].startswith("builtin-"):
+        print(f"note: it was trained on embedded data in the place of {model_args['target'].removeprefix('builtin-')}; "
+              "python -m dann.train makes one for the real set")
     for name, reason in broken:
         print(f"error: {args.test_dir / name}: {reason}: replace it or remove it", file=sys.stderr)
     return 2 if broken else 0

@@ -6,7 +6,8 @@ DANN (Ganin & Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, JMLR 17(59)) o
 share inputs (`dann.inputs`), optimiser and schedule; target labels train mode target alone, and no step is chosen
 by them: the network of the last one is scored. Recipe `plain` is the paper's algorithm, but for Adam instead of
 SGD and the augmentation. Recipe `plus` adds a teacher (`dann.teacher`), whose confident readings of target images
-become their labels, and whose weights are kept. Every part has a switch.
+become their labels, and whose weights are kept; its learning rate is higher and falls to 0, so that what it ends
+with is settled. Every part has a switch.
 
 Source and target go through the network one after the other, so that batch normalisation sees one domain at a
 time; the network's running statistics see both, the teacher's the target alone.
@@ -21,6 +22,7 @@ oracle and used for nothing. An epoch is a pass over the smaller training set. `
 import argparse
 import json
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -50,11 +52,12 @@ from dann.predict import predict
 from dann.teacher import DECAY, pseudo_labels
 
 MODES = ("source", "dann", "target")
-# A switch that is not given takes its value from here. Without a target there is nothing to adapt to: recipe None.
-INPUTS = {"geometry": True, "intensity": True, "standardise": True}
-RECIPES = {None: INPUTS | {"adversary": False, "teacher": False},
-           "plain": INPUTS | {"adversary": True, "teacher": False},
-           "plus": INPUTS | {"adversary": True, "teacher": True}}
+# A flag that is not given takes its value from here. Without a target there is nothing to adapt to: recipe None.
+COMMON = {"geometry": True, "intensity": True, "standardise": True}
+RECIPES = {None: COMMON | {"adversary": False, "teacher": False, "lr": 1e-3, "lr_decay": "paper"},
+           "plain": COMMON | {"adversary": True, "teacher": False, "lr": 1e-3, "lr_decay": "paper"},
+           "plus": COMMON | {"adversary": True, "teacher": True, "lr": 2e-3, "lr_decay": "cosine"}}
+LR_DECAYS = ("paper", "cosine")
 PREVIEW = 16  # augmented images a domain
 
 
@@ -70,7 +73,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="of mode dann (default: %(default)s)")
     parser.add_argument("--seeds", metavar="N", type=non_negative_int, nargs="+",
                         help="train once with each of them, in the run folder's name plus -seed0, ...")
-    parser.add_argument("--lr", type=positive_float, default=1e-3)
+    parser.add_argument("--lr", type=positive_float, help="(default: 1e-3; recipe plus 2e-3)")
+    parser.add_argument("--lr-decay", choices=LR_DECAYS, help="(default: paper; recipe plus cosine)")
     for name, about in (("geometry", "move, scale, turn and shear training images"),
                         ("intensity", "invert and recolour training images"),
                         ("standardise", "mean 0 and deviation 1 for every image, in inference too"),
@@ -97,8 +101,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def learning_rate(lr: float, progress: float) -> float:
-    """Return the rate at a share of training that is done (JMLR sec. 5.2: alpha 10, beta 0.75)."""
+def learning_rate(lr: float, decay: str, progress: float) -> float:
+    """Return the rate at a share of training that is done.
+
+    Args:
+        lr: at the start.
+        decay: "paper" (JMLR sec. 5.2: alpha 10, beta 0.75; down to a sixth) or "cosine" (down to 0).
+        progress: in [0, 1].
+    """
+    if decay == "cosine":
+        return lr * (1 + math.cos(math.pi * progress)) / 2
     return lr / (1 + 10 * progress) ** 0.75
 
 
@@ -145,6 +157,13 @@ def diagnose(row: dict[str, float]) -> str | None:
     if row.get("domain_accuracy", 0.5) > 0.98:
         return "the discriminator tells the domains apart: the features are not aligned"
     return None
+
+
+def describe_change(name: str, value: bool | float | str) -> str:
+    """Return how a row of the table says that a setting is not the recipe's."""
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {value}"
 
 
 class Scores:
@@ -238,7 +257,7 @@ def train(args: argparse.Namespace) -> None:
     for step in run.steps(diagnose):
         progress = step / args.steps
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(args.lr, progress)
+            group["lr"] = learning_rate(args.lr, args.lr_decay, progress)
         index = batches.next().to(device)
         x, target_x, pseudo = augmented(images[index], labelled_domain), None, None
         if unlabelled is not None:
@@ -257,14 +276,14 @@ def train(args: argparse.Namespace) -> None:
             contrast = 0.5 if args.standardise else 1  # standardised images reach further than a picture's range
             save_picture(grid(to_uint8(contrast * torch.cat(shown)), 8, scale=2), run.sample_path())
 
-    changes = [("" if getattr(args, name) else "no ") + name for name, value in RECIPES[args.recipe].items()
+    changes = [describe_change(name, getattr(args, name)) for name, value in RECIPES[args.recipe].items()
                if getattr(args, name) != value]
     settings = {name: getattr(args, name) for name in ("data", "source", "target", "mode", "recipe", "seed")}
     finished = json.loads((args.out / "done").read_text())
     result = settings | {"changes": changes} | finished | scores.rows[-1] | {"oracle": scores.oracle()}
     del result["step"]
     (args.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{args.source} -> {args.target} {args.mode}: target "
+    print(" ".join(filter(None, (f"{args.source} -> {args.target}", args.mode, args.recipe))) + ": target "
           + ", ".join(f"{split} {result[split]:.1%}" for split in scored))
 
 

@@ -17,11 +17,11 @@ run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --per-di
 run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --grid
 run -m diffusion.evaluate $out/digits --data builtin --domain mnist --classifier $out/classifier.pt --out $out/digits.json
 
-for mode in source dann target; do
-    run -m dann.train --data builtin --source mnistm --target usps --mode $mode --steps 300 \
-        --out $out/dann-$mode --resume auto
+for row in "source" "dann --recipe plain" "dann --recipe plus" "target"; do
+    run -m dann.train --data builtin --source mnistm --target usps --mode $row --steps 300 \
+        --out "$out/dann-${row##* }" --resume auto
 done
-run -m dann.evaluate $out/dann-source $out/dann-dann $out/dann-target --out $out/dann.md
+run -m dann.evaluate $out/dann-source $out/dann-plain $out/dann-plus $out/dann-target --out $out/dann.md
 
 cat <<END
 

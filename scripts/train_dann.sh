@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train the three rows of the table, source / DANN / target, for one pair: MNIST-M -> USPS unless --target says
-# otherwise. Further flags go to all three.
+# Train the four rows of the table, source / DANN / DANN plus / target, for one pair: MNIST-M -> USPS unless --target
+# says otherwise. Further flags go to all four.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-for mode in source dann target; do
-    run -m dann.train --source mnistm --target usps --mode "$mode" "$@"
+for row in "source" "dann --recipe plain" "dann --recipe plus" "target"; do
+    run -m dann.train --source mnistm --target usps --mode $row "$@"
 done

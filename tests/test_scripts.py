@@ -104,8 +104,8 @@ def recorded(tmp_path):
 @pytest.mark.parametrize(("name", "expected"), [
     ("train_gan.sh", [["-m", "gan.train", "--model", "dcgan"], ["-m", "gan.train", "--model", "sagan"]]),
     ("train_diffusion.sh", [["-m", "diffusion.train"]]),
-    ("train_dann.sh", [["-m", "dann.train", "--source", "mnistm", "--target", "usps", "--mode", mode]
-                       for mode in ("source", "dann", "target")]),
+    ("train_dann.sh", [["-m", "dann.train", "--source", "mnistm", "--target", "usps", "--mode", *row.split()]
+                       for row in ("source", "dann --recipe plain", "dann --recipe plus", "target")]),
     ("infer_gan.sh", [["-m", "gan.inference"]]),
     ("infer_diffusion.sh", [["-m", "diffusion.inference"]]),
     ("infer_dann.sh", [["-m", "dann.inference"]]),
@@ -301,16 +301,16 @@ def test_adaptation_end_to_end(real, few, tmp_path):
     code, out, err = real("train_dann.sh", *SMALL)
     assert code == 0, err
     assert [line.split(":")[0] for line in out.splitlines() if " -> " in line] == [
-        f"mnistm -> usps {mode}" for mode in ("source", "dann", "target")]
+        f"mnistm -> usps {row}" for row in ("source", "dann plain", "dann plus", "target")]
     images, _ = builtin.digits("usps", "test")
     (tmp_path / "usps").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "usps" / f"{i}.png")
-    code, _, err = real("infer_dann.sh", "usps", "OUT.csv", "--weights", "runs/dann-mnistm-usps-dann/last.pt")
+    code, _, err = real("infer_dann.sh", "usps", "OUT.csv", "--weights", "runs/dann-mnistm-usps-dann-plus/last.pt")
     assert code == 0, err
     rows = (tmp_path / "OUT.csv").read_text().splitlines()
     assert rows[0] == "image_name,label"
     assert [row.split(",")[0] for row in rows[1:]] == [f"{i}.png" for i in range(len(images))]
     evaluate("dann", *sorted((tmp_path / "runs").iterdir()), "--out", "table.md")
     table = (tmp_path / "table.md").read_text()
-    assert all(row in table for row in ("trained on source", "DANN", "trained on target"))
+    assert all(row in table for row in ("trained on source", "DANN", "DANN plus", "trained on target"))

@@ -49,6 +49,12 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
+def bar():
+    """The function that draws a digit."""
+    return draw
+
+
+@pytest.fixture
 def train(data, tmp_path, monkeypatch):
     """Run dann.train in this process for six small steps, without curves (slow); returns the run folder."""
     monkeypatch.setattr(runlog, "plot_curves", lambda run_dir: None)

@@ -117,6 +117,16 @@ def test_target_flag_and_weights_override_the_path(released, images, tmp_path, c
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
+def test_says_when_the_target_was_a_stand_in(images, tmp_path, capsys):
+    for target in ("builtin-svhn", "usps"):
+        path = tmp_path / f"{target}.pt"
+        model_args = {"source": "mnistm", "target": target, "mode": "dann", "standardise": True}
+        checkpoint.save(path, {"kind": "dann", "weights": DANN().state_dict(), "model_args": model_args})
+        capsys.readouterr()
+        main([str(images), str(tmp_path / f"{target}.csv"), "--weights", str(path)])
+        assert ("in the place of svhn" in capsys.readouterr().out) == (target == "builtin-svhn")
+
+
 def test_refuses_to_overwrite(released, images, tmp_path):
     out = tmp_path / "OUT.csv"
     out.write_text("mine")

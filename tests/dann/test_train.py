@@ -8,13 +8,17 @@ import os
 import shutil
 import signal
 
+import numpy as np
 import pytest
+import scipy.io
 import torch
 from torch.nn import functional as F
 
+from common import prepare
 from common.errors import UserError
 from common.runlog import Run, read_metrics
 from dann import train as training
+from dann.inference import main as predict_folder
 from dann.networks import DANN
 from dann.train import diagnose, learning_rate, main, train_step
 
@@ -88,8 +92,10 @@ def test_overfits_one_batch():
 
 
 def test_learning_rate():
-    assert learning_rate(1e-3, 0) == 1e-3
-    assert learning_rate(1e-3, 1) == pytest.approx(1e-3 / 11 ** 0.75)
+    assert learning_rate(1e-3, "paper", 0) == learning_rate(1e-3, "cosine", 0) == 1e-3
+    assert learning_rate(1e-3, "paper", 1) == pytest.approx(1e-3 / 11 ** 0.75)
+    assert learning_rate(1e-3, "cosine", 0.5) == pytest.approx(5e-4)
+    assert learning_rate(1e-3, "cosine", 1) == 0
 
 
 def test_learns_the_bars(train):
@@ -100,7 +106,7 @@ def test_learns_the_bars(train):
 
 def test_run_folder(train, capsys):
     out = train("run", "--sample-every", "3")
-    assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann: target val ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
     result = json.loads((out / "result.json").read_text())
     assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "seconds",
                             "val", "test", "oracle"]
@@ -230,10 +236,12 @@ def test_dann_looks_at_the_target_and_source_does_not(train, weights):
     assert not torch.equal(source["feature.0.weight"], dann["feature.0.weight"])
 
 
-@pytest.mark.parametrize("switch", ["geometry", "intensity", "standardise", "adversary", "teacher"])
-def test_every_switch_changes_the_training(switch, train, weights):
-    assert not same(weights(train("on")), weights(out := train("off", f"--no-{switch}")))
-    assert json.loads((out / "result.json").read_text())["changes"] == [f"no {switch}"]
+@pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-standardise", "--no-adversary",
+                                   "--no-teacher", "--lr 0.01", "--lr-decay paper"])
+def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights):
+    assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
+    row = flags.removeprefix("--").replace("no-", "no ").replace("lr-decay", "lr_decay")
+    assert json.loads((out / "result.json").read_text())["changes"] == [row]
 
 
 def test_test_csv_without_images_is_left_out(data, train, tmp_path, caplog):
@@ -243,6 +251,27 @@ def test_test_csv_without_images_is_left_out(data, train, tmp_path, caplog):
     out = train("run", "--mode", "source", "--data", str(copied))
     assert "test" not in json.loads((out / "result.json").read_text())
     assert "no test score" in caplog.text
+
+
+def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
+    """MATLAB files of the published shape, prepared, adapted to, and read: the whole path of real SVHN."""
+    raw, prepared = tmp_path / "raw", tmp_path / "hw2_data"
+    (raw / "SVHN").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 60), ("test", 20)):
+        digits = np.arange(count) % 10
+        images = np.stack([np.pad(bar(digit, rng), ((2, 2), (2, 2), (0, 0))) for digit in digits], axis=3)
+        scipy.io.savemat(raw / "SVHN" / f"{name}_32x32.mat", {"X": images, "y": np.where(digits, digits, 10)[:, None]})
+    prepare.main(["--raw", str(raw), "--out", str(prepared)])
+    shutil.copytree(data / "digits" / "mnistm", prepared / "digits" / "mnistm")
+    out = tmp_path / "run"
+    assert main(["--data", str(prepared), "--target", "svhn", "--out", str(out), "--steps", "100", "--batch-size", "40",
+                 "--no-geometry", "--no-intensity", "--precision", "fp32"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["target"] == "svhn" and result["test"] > 0.9  # with a 10 for a 0 it could not be
+    assert predict_folder([str(prepared / "digits" / "svhn" / "data"), str(tmp_path / "OUT.csv"),
+                           "--weights", str(out / "last.pt")]) == 0
+    assert len((tmp_path / "OUT.csv").read_text().splitlines()) == 1 + 60 + 20
 
 
 @pytest.mark.parametrize("flags, said", [
