@@ -7,6 +7,7 @@ could run code.
 
 import contextlib
 import hashlib
+import json
 import os
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 
 FORMAT = 1
+MANIFEST = "manifest.json"  # beside released files: what made each, and its SHA-256
 RELEASED = Path(__file__).resolve().parent.parent / "weights"  # the checkpoints that come with the project
 
 
@@ -59,6 +61,7 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: train one first, or name another file")
+    _check_manifest(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what a foreign file might be
@@ -74,6 +77,18 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
     if kind not in (None, content["kind"]):
         raise UserError(f"{path}: got a checkpoint of {content['kind']}, expected {kind}")
     return content
+
+
+def _check_manifest(path: Path) -> None:
+    """Compare a released file with what the manifest beside it says; other files have no manifest."""
+    manifest = path.with_name(MANIFEST)
+    if manifest.is_file():
+        try:
+            expected = json.loads(manifest.read_text()).get(path.name, {}).get("sha256")
+        except (ValueError, AttributeError):
+            raise UserError(f"{manifest} is damaged: fetch it again") from None
+        if expected not in (None, sha256(path)):
+            raise UserError(f"{path} is not the file that {manifest} describes: fetch it again")
 
 
 def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

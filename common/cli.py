@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str) -> None:
         super().__init__(description=inspect.cleandoc(doc),
                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true", help="show where in the code a mistake was found")
 
     def error(self, message: str) -> NoReturn:
         """Report a bad flag as any other mistake of the user."""
@@ -31,6 +32,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
     except (UserError, OSError) as mistake:  # OSError: a full disk, or a folder that may not be written
+        if "--debug" in sys.argv:
+            raise
         print(f"error: {mistake}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.errors import UserError
 
@@ -32,7 +32,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 _HEADER = ["image_name", "label"]
 _LABELS = {str(digit): digit for digit in range(10)}
-_DECODER = "1"  # part of every cache key: raise it when decode_image gives other pixels
+_DECODER = "2"  # part of every cache key: raise it when decode_image gives other pixels
 _CHUNK = 256  # images a task of the thread pool decodes: one image is too little to be worth a task
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,8 @@ def decode_image(source: str | Path | bytes, size: int) -> np.ndarray:
     """Decode one image file to RGB of one size: the only place where pixels of a file are converted.
 
     Grey becomes three equal channels, 16-bit grey keeps its upper byte, a palette is looked up and alpha
-    is dropped (what torchvision's loader does). Another size is resized, bilinear with antialiasing.
+    is dropped (what torchvision's loader does). A photograph that a camera stored lying is set upright, of an
+    animation the first frame is taken. Another size is resized, bilinear with antialiasing.
 
     Args:
         source: a path, or the bytes of a file.
@@ -134,7 +135,7 @@ def decode_image(source: str | Path | bytes, size: int) -> np.ndarray:
                 image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
             elif image.mode == "P":  # by way of RGBA: transparency in a palette warns otherwise
                 image = image.convert("RGBA")
-            image = image.convert("RGB")
+            image = ImageOps.exif_transpose(image.convert("RGB"))
             if image.size != (size, size):
                 image = image.resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(image)

@@ -192,8 +192,10 @@ def read_svhn(args: argparse.Namespace) -> tuple[Digits, Digits]:
     for path in _require(args.raw / "SVHN", "train_32x32.mat", "test_32x32.mat"):
         with _reading(path):
             mat = scipy.io.loadmat(path)
+            if mat["X"].shape[:3] != (32, 32, 3) or mat["X"].dtype != np.uint8:
+                raise ValueError(f"X: got {mat['X'].dtype} of shape {mat['X'].shape}, expected uint8 32x32x3xN")
             images, labels = mat["X"].transpose(3, 0, 1, 2), mat["y"].reshape(-1)
-        digits.append(_digits(path, images, labels % 10))  # 10 stands for the digit 0
+        digits.append(_digits(path, images, np.where(labels == 10, 0, labels)))  # 10 stands for the digit 0
     return tuple(digits)
 
 

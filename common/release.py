@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common.checkpoint import release, sha256
+from common.checkpoint import MANIFEST, release, sha256
 from common.cli import Parser, run_main
 from common.errors import UserError
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
               "args": settings, "versions": versions, "scores": scores}
     if args.note:
         entry["note"] = args.note
-    manifest_path = args.out.parent / "manifest.json"
+    manifest_path = args.out.with_name(MANIFEST)
     manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
     manifest[args.out.name] = entry
     manifest_path.write_text(json.dumps(dict(sorted(manifest.items())), indent=2) + "\n")

@@ -5,8 +5,11 @@ checkpoints, a clean stop on Ctrl-C or SIGTERM, exact resume. `step` counts opti
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import math
+import os
 import platform
 import shlex
 import signal
@@ -30,7 +33,7 @@ from common.errors import UserError
 
 # Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
-                  "device", "compile"}
+                  "device", "compile", "debug"}
 
 
 class Stateful(Protocol):
@@ -71,15 +74,39 @@ class Run:
 
         if args.resume is None and (out / "args.json").exists():
             raise UserError(f"{out} already holds a run: --resume auto continues it, --out DIR starts another")
-        if args.resume not in (None, "auto"):
-            self._restore(Path(args.resume))
-        elif args.resume == "auto" and self.checkpoint_path.exists():
-            self._restore(self.checkpoint_path)
-        self._open_folder()
+        new = not out.exists()
+        self._folder = self._lock()
+        try:
+            if args.resume not in (None, "auto"):
+                self._restore(Path(args.resume))
+            elif args.resume == "auto" and self.checkpoint_path.exists():
+                self._restore(self.checkpoint_path)
+            self._open_folder()
+        except BaseException:
+            os.close(self._folder)
+            if new:
+                with contextlib.suppress(OSError):
+                    out.rmdir()
+            raise
+
+    def _lock(self) -> int:
+        """Keep the run folder for this process alone, until it ends however it may; return the open folder."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.out, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"{self.out}: cannot write the run folder ({error.strerror}): name another --out") from error
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise UserError(f"{self.out}: another process trains there: wait for it, or name another --out") from None
+        except OSError:
+            pass  # some network file systems know no locks
+        return folder
 
     def _open_folder(self) -> None:
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
             versions = {"python": platform.python_version(), "torch": torch.__version__,
                         "torchvision": torchvision.__version__, "numpy": numpy.__version__,
                         "pillow": PIL.__version__, "machine": describe_machine(), "command": self.command}
@@ -167,6 +194,7 @@ class Run:
                     raise SystemExit(128 + self._signal)
         finally:
             bar.close()
+            os.close(self._folder)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         plot_curves(self.out)

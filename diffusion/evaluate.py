@@ -77,6 +77,8 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
         count = min(int((fake_labels == digit).sum()), len(own) // 2)
         first.extend(own[:count])
         second.extend(own[count:])
+    if len(first) < 2 or len(fake) < 2:
+        raise UserError(f"got {len(fake)} images and {len(real)} real ones: at least 2 and 2 a digit are needed")
     fake_variety, real_variety = variety(fake, fake_labels), variety(real, real_labels)
     ratios = {digit: value / real_variety[digit] for digit, value in fake_variety.items() if digit in real_variety}
     correct = predicted == fake_labels

@@ -49,7 +49,7 @@ def test_training_flags_and_their_defaults():
     assert vars(args) == {
         "data": "x", "device": "auto", "precision": "auto", "out": None, "steps": 100, "epochs": None,
         "batch_size": 8, "seed": 0, "compile": False, "log_every": 50, "sample_every": 1000,
-        "save_every": 1000, "resume": None, "dry_run": False}
+        "save_every": 1000, "resume": None, "dry_run": False, "debug": False}
 
 
 @pytest.mark.parametrize("argv", [["--batch", "3"], ["--step", "3"], ["--nonsense"], ["stray"], ["--seed"],
@@ -71,7 +71,7 @@ def test_help_is_the_docstring_as_written(capsys):
 def test_inference_commands_may_do_without_precision():
     parser = cli.Parser("Infer.")
     cli.add_device_flags(parser, precision=False)
-    assert vars(parser.parse_args([])) == {"device": "auto"}
+    assert vars(parser.parse_args([])) == {"device": "auto", "debug": False}
 
 
 def settings(**more):

@@ -99,3 +99,15 @@ def test_resumed_average_goes_on_as_if_unbroken():
     assert resumed.updates == ema.updates == 4
     for name, value in ema.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], value), name
+
+
+def test_a_copy_with_statistics_of_its_own():
+    module = nn.BatchNorm1d(2)
+    ema = EMA(module, 0.5, copy_buffers=False)
+    module(torch.randn(8, 2) + 5)
+    with torch.no_grad():
+        module.weight.add_(1)
+    ema.update(module)
+    assert not torch.equal(ema.module.weight, torch.ones(2))
+    assert torch.equal(ema.module.running_mean, torch.zeros(2))
+    assert ema.module.num_batches_tracked == 0

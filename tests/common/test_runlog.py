@@ -1,6 +1,9 @@
 """The run folder's small parts; the loop, resume and signals are tested with diffusion.train."""
 
 import json
+import signal
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -115,6 +118,27 @@ def test_a_released_file_is_not_resumed(finished, tmp_path):
 def test_other_settings_are_named(finished, tmp_path):
     with pytest.raises(UserError, match=r"trained with lr=0\.1, got lr=0\.2"):
         make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(finished / "last.pt"), lr=0.2)
+
+
+def test_two_processes_never_share_a_folder(tmp_path):
+    first = make_run(tmp_path / "run", nn.Linear(2, 3))
+    with pytest.raises(UserError, match="another process trains there"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")
+    train(first)
+    make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")  # what has ended holds nothing
+
+
+def test_a_killed_process_gives_the_folder_free(tmp_path):
+    script = ("import os; from argparse import Namespace; from pathlib import Path; from torch import nn\n"
+              "from common.runlog import Run\n"
+              f"args = Namespace(out=Path({str(tmp_path / 'run')!r}), resume='auto', steps=1)\n"
+              "model = nn.Linear(2, 3)\n"
+              "Run(args.out, 'test/run', args, {}, {'model': model}, model)\n"
+              "os.kill(os.getpid(), 9)")
+    project = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=project, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / "args.json").exists()
+    make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

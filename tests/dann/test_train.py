@@ -15,11 +15,14 @@ import torch
 from torch.nn import functional as F
 
 from common import prepare
+from common.datasets import load_digits
 from common.errors import UserError
 from common.runlog import Run, read_metrics
 from dann import train as training
 from dann.inference import main as predict_folder
+from dann.inputs import network_input
 from dann.networks import DANN
+from dann.teacher import pseudo_labels
 from dann.train import diagnose, learning_rate, main, train_step
 
 
@@ -165,6 +168,23 @@ def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, m
     assert results[0] == results[1]
 
 
+def test_the_teacher_is_kept_and_knows_the_target_alone(train):
+    content = torch.load(train("run") / "last.pt", weights_only=True)
+    teacher, network = content["parts"]["teacher"]["module"], content["parts"]["model"]
+    assert same(content["weights"], teacher) and not same(teacher, network)
+    name = "feature.1.num_batches_tracked"
+    assert (teacher[name], network[name]) == (6, 12)  # one pass a step, and two
+
+
+def test_the_teacher_reads_images_as_they_are(data, train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "pseudo_labels", lambda teacher, x: seen.append(x) or pseudo_labels(teacher, x))
+    train("run")
+    clean = network_input(load_digits(data, "usps", "train").images).flatten(1)
+    assert len(seen) == 6
+    assert all((image.flatten() == clean).all(1).any() for batch in seen for image in batch)
+
+
 def test_previews_do_not_change_the_training(train, weights):
     assert same(weights(train("often", "--sample-every", "1")), weights(train("seldom", "--sample-every", "6")))
 
@@ -265,7 +285,7 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     prepare.main(["--raw", str(raw), "--out", str(prepared)])
     shutil.copytree(data / "digits" / "mnistm", prepared / "digits" / "mnistm")
     out = tmp_path / "run"
-    assert main(["--data", str(prepared), "--target", "svhn", "--out", str(out), "--steps", "100", "--batch-size", "40",
+    assert main(["--data", str(prepared), "--target", "svhn", "--out", str(out), "--steps", "50", "--batch-size", "40",
                  "--no-geometry", "--no-intensity", "--precision", "fp32"]) == 0
     result = json.loads((out / "result.json").read_text())
     assert result["target"] == "svhn" and result["test"] > 0.9  # with a 10 for a 0 it could not be

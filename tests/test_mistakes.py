@@ -1,0 +1,390 @@
+"""What users get wrong, over every command: one line on stderr that names the thing, code 2, nothing written.
+
+Each case breaks one thing in a small world of data, images and checkpoints, or gives one wrong flag.
+"""
+
+import bz2
+import gzip
+import importlib
+import io
+import json
+import pickle
+import shutil
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from common import checkpoint
+from common.cli import run_main
+from common.errors import UserError
+from dann.networks import DANN
+from diffusion.unet import ConditionalUNet
+from gan import train as gan_train
+from gan.models import build_generator
+
+TRAIN = "--device cpu --out run --steps 2 --batch-size 4"
+COMMANDS = {  # each works as it stands
+    "gan.train": f"--model dcgan --data hw2_data --width 8 {TRAIN}",
+    "gan.inference": "out --weights gan.pt --n 4 --device cpu",
+    "gan.evaluate": "faces --reference hw2_data/face/val",
+    "diffusion.train": f"--data hw2_data --width 4 {TRAIN}",
+    "diffusion.inference": "out --weights diffusion.pt --per-digit 1 --steps 1 --device cpu",
+    "diffusion.evaluate": "digits --data hw2_data --classifier classifier.pt --device cpu",
+    "dann.train": f"--data hw2_data {TRAIN}",
+    "dann.inference": "usps out.csv --weights dann.pt --device cpu",
+    "dann.evaluate": "run-a run-b --out table.md",
+    "dann.tsne": "dann.pt dann.pt --data hw2_data --out tsne.png --device cpu",
+    "common.prepare": "--raw raw --out made",
+    "common.release": "run-a released.pt",
+}
+
+
+def image(size: int, seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def png(**options) -> bytes:
+    file = io.BytesIO()
+    image(28, 0).save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A file of some bytes that claims 20,000 x 20,000 pixels."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    for domain in ("mnistm", "usps"):
+        folder = root / "hw2_data" / "digits" / domain
+        (folder / "data").mkdir(parents=True)
+        for number, split in enumerate(("train", "val", "test")):
+            names = [f"{20 * number + i:02d}.png" for i in range(20)]
+            for i, name in enumerate(names):
+                image(28, 100 * number + i).save(folder / "data" / name)
+            rows = "".join(f"{name},{i % 10}\n" for i, name in enumerate(names))
+            (folder / f"{split}.csv").write_text("image_name,label\n" + rows)
+    for folder, size, names in (("hw2_data/face/train", 64, [f"{i}.png" for i in range(6)]),
+                                ("hw2_data/face/val", 64, [f"{i}.png" for i in range(6)]),
+                                ("faces", 64, [f"{i}.png" for i in range(4)]),
+                                ("digits", 28, [f"{i}_001.png" for i in range(10)]),
+                                ("usps", 28, [f"{i}.png" for i in range(3)]), ("plain", 28, ["0.png"])):
+        (root / folder).mkdir(parents=True)
+        for i, name in enumerate(names):
+            image(size, i).save(root / folder / name)
+    torch.manual_seed(0)
+    for name, kind, model_args, network in (
+            ("gan.pt", "gan/dcgan", {"model": "dcgan", "width": 8}, build_generator({"model": "dcgan", "width": 8})),
+            ("diffusion.pt", "diffusion", {"width": 4, "prediction": "velocity", "schedule": "cosine"},
+             ConditionalUNet(4)),
+            ("dann.pt", "dann", {"source": "mnistm", "target": "usps", "mode": "dann", "standardise": True}, DANN())):
+        checkpoint.save(root / name, {"kind": kind, "step": 1, "model_args": model_args,
+                                      "weights": network.state_dict()})
+    for name, seed in (("run-a", 0), ("run-b", 1)):
+        (root / name).mkdir()
+        result = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plus",
+                  "changes": [], "seed": seed, "steps": 2, "seconds": 1.0, "val": 0.5, "test": 0.5,
+                  "oracle": {"step": 1, "val": 0.5, "test": 0.5}}
+        for file, content in (("result.json", result), ("args.json", {"seed": seed}), ("versions.json", {}),
+                              ("done", {"steps": 2, "seconds": 1.0})):
+            (root / name / file).write_text(json.dumps(content))
+        shutil.copy(root / "dann.pt", root / name / "last.pt")
+    write_raw(root / "raw")
+    return root
+
+
+def write_raw(raw: Path) -> None:
+    """MNIST, USPS, SVHN and a zip of faces in their published formats."""
+    digits = np.zeros((10, 28, 28), np.uint8)
+    for folder in ("MNIST/raw", "USPS", "SVHN", "lfwcrop"):
+        (raw / folder).mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels = struct.pack(">4I", 2051, *digits.shape) + digits.tobytes()
+        labels = struct.pack(">2I", 2049, 10) + bytes(range(10))
+        (raw / f"MNIST/raw/{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(pixels))
+        (raw / f"MNIST/raw/{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
+    line = " ".join(f"{k + 1}:-1" for k in range(256))
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (raw / "USPS" / name).write_bytes(bz2.compress("\n".join(f"{i + 1} {line}" for i in range(10)).encode()))
+    for name in ("train", "test"):
+        write_mat(raw / f"SVHN/{name}_32x32.mat", np.zeros((32, 32, 3, 10), np.uint8), np.arange(10) + 1)
+    write_zip(raw / "lfwcrop/face.zip", {f"face/{split}/0.png": png() for split in ("train", "val")})
+
+
+def write_mat(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    scipy.io.savemat(path, {"X": images, "y": labels[:, None].astype(np.uint8)})
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+# What breaks a world. Each returns the function that does it, in the working directory.
+
+def put(path: str, content: bytes | str):
+    def change():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(content.encode() if isinstance(content, str) else content)
+    return change
+
+
+def remove(path: str):
+    def change():
+        shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+    return change
+
+
+def empty(folder: str):
+    def change():
+        remove(folder)()
+        Path(folder).mkdir()
+    return change
+
+
+def cut(path: str, share: float = 0.5):
+    def change():
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content[:int(share * len(content))])
+    return change
+
+
+def copy(path: str, to: str):
+    return lambda: shutil.copy(path, to)
+
+
+def rewrite(path: str, **changes):
+    """Change entries of a checkpoint."""
+    def change():
+        torch.save(torch.load(path, weights_only=True) | changes, path)
+    return change
+
+
+def bigger(path: str):
+    def change():
+        content = torch.load(path, weights_only=True)
+        name = next(iter(content["weights"]))
+        content["weights"][name] = torch.zeros(1, 2, 3)
+        torch.save(content, path)
+    return change
+
+
+class Harm:
+    """Unpickled, it leaves a file behind."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("harmed"),)
+
+
+def train_csv(text: str | bytes):
+    return put("hw2_data/digits/mnistm/train.csv", text)
+
+
+def mat(images: np.ndarray, labels: np.ndarray):
+    return lambda: write_mat(Path("raw/SVHN/train_32x32.mat"), images, labels)
+
+
+def faces_zip(members: dict[str, bytes]):
+    return lambda: write_zip(Path("raw/lfwcrop/face.zip"), members)
+
+
+def nothing():
+    pass
+
+
+IMAGE = "hw2_data/face/train/2.png"
+DIGIT = "hw2_data/digits/mnistm/data/03.png"
+BROKEN = {"truncated": lambda path: cut(path), "zero-bytes": lambda path: put(path, b""),
+          "text": lambda path: put(path, "not a picture"), "bomb": lambda path: put(path, bomb())}
+HEAD = "image_name,label\n"
+
+CASES = [
+    # Data folders, for every trainer.
+    *[(f"{task}-{what}", f"{task}.train", change, flags, said)
+      for task, part in (("gan", "face/train"), ("diffusion", "digits/mnistm"), ("dann", "digits/usps"))
+      for what, change, flags, said in (
+        ("data-missing", nothing, "--data nowhere", "no data folder nowhere"),
+        ("data-is-a-file", nothing, "--data gan.pt", "no data folder gan.pt"),
+        ("part-missing", remove(f"hw2_data/{part}"), "", f"hw2_data has no {part}"),
+        ("batch-too-large", nothing, "--batch-size 1000", "larger than the training set"),
+        ("no-steps", nothing, "--steps 0", "--steps"),
+        ("steps-and-epochs", nothing, "--epochs 1", "--epochs: not allowed with"),
+        ("not-a-number", nothing, "--batch-size many", "--batch-size"),
+        ("negative-seed", nothing, "--seed -1", "--seed"),
+        ("unknown-flag", nothing, "--learning-rate 1", "--learning-rate"),
+        ("unknown-device", nothing, "--device tpu", "--device"),
+        ("out-holds-a-run", put("run/args.json", "{}"), "", "already holds a run"),
+        ("out-is-a-file", put("run", "mine"), "", "run"),
+        ("resume-missing", nothing, "--resume none.pt", "no checkpoint at none.pt"),
+        ("resume-foreign", put("foreign.pt", "text"), "--resume foreign.pt", "foreign.pt is not a checkpoint"),
+        ("resume-another-kind", rewrite("gan.pt", kind="else"), "--resume gan.pt", "got a checkpoint of else"),
+    )],
+    *[(f"resume-released-{task}", f"{task}.train", nothing, f"--resume {task}.pt", "released file")
+      for task in ("gan", "diffusion", "dann")],
+    *[(f"face-{what}", "gan.train", broken(IMAGE), "", IMAGE) for what, broken in BROKEN.items()],
+    *[(f"digit-{what}", "diffusion.train", broken(DIGIT), "", DIGIT) for what, broken in BROKEN.items()],
+    ("faces-empty", "gan.train", empty("hw2_data/face/train"), "", "holds no images"),
+    ("width-gan", "gan.train", nothing, "--model sagan --width 9", "--width"),
+    ("width-diffusion", "diffusion.train", nothing, "--width 6", "--width"),
+    ("lr-nan", "diffusion.train", nothing, "--lr nan", "--lr"),
+    ("dropout-above-1", "diffusion.train", nothing, "--label-dropout 1.5", "--label-dropout"),
+    ("domain-unknown", "diffusion.train", nothing, "--domain emnist", "emnist"),
+    ("init-other-prediction", "diffusion.train", nothing, "--init diffusion.pt --prediction noise", "--prediction"),
+    ("init-wider", "diffusion.train", nothing, "--init dann.pt", "got a checkpoint of dann"),
+    ("same-domains", "dann.train", nothing, "--source usps", "usps twice"),
+    ("nothing-to-adapt-with", "dann.train", nothing, "--no-adversary --no-teacher", "--mode source"),
+    ("teacher-without-target", "dann.train", nothing, "--mode source --teacher", "--teacher"),
+    # CSV files.
+    *[(f"csv-{what}", "diffusion.train", train_csv(text), "", said) for what, text, said in (
+        ("empty", "", "no header"), ("no-header", "00.png,1\n", "no header"), ("no-rows", HEAD, "no rows"),
+        ("three-fields", HEAD + "00.png,1,2\n", "line 2: 3 fields"),
+        ("quoted-comma", HEAD + '"00.png,1"\n', "line 2: 1 fields"),
+        ("label-10", HEAD + "00.png,10\n", "bad label '10'"), ("label-word", HEAD + "00.png,one\n", "bad label"),
+        ("label-spaced", HEAD + "00.png, 1\n", "bad label ' 1'"), ("label-negative", HEAD + "00.png,-1\n", "bad label"),
+        ("image-missing", HEAD + "77.png,1\n", "no image 77.png"),
+        ("image-twice", HEAD + "00.png,1\n00.png,1\n", "has a row already"),
+        ("parent-folder", HEAD + "../data/00.png,1\n", "bad name"), ("absolute", HEAD + "/etc/passwd,1\n", "bad name"),
+        ("binary", b"\xff\xfe\x00", "not a CSV text file"),
+    )],
+    ("csv-missing", "diffusion.train", remove("hw2_data/digits/mnistm/train.csv"), "", "train.csv"),
+    # Checkpoints, for every inference.
+    *[(f"{task}-weights-{what}", f"{task}.inference", change, flags, said) for task in ("gan", "diffusion", "dann")
+      for what, change, flags, said in (
+        ("missing", nothing, "--weights none.pt", "no checkpoint at none.pt"),
+        ("truncated", cut(f"{task}.pt"), "", f"{task}.pt is not a checkpoint"),
+        ("text", put(f"{task}.pt", "text"), "", f"{task}.pt is not a checkpoint"),
+        ("malicious", put(f"{task}.pt", pickle.dumps(Harm())), "", f"{task}.pt is not a checkpoint"),
+        ("older-format", rewrite(f"{task}.pt", format=0), "", "checkpoint format 0, expected 1"),
+        ("other-kind", rewrite(f"{task}.pt", kind="else"), "", "got a checkpoint of else"),
+        ("other-shape", bigger(f"{task}.pt"), "", "got shape (1, 2, 3)"),
+        ("not-the-manifest's", put("manifest.json", json.dumps({f"{task}.pt": {"sha256": "0"}})), "",
+         "is not the file that manifest.json describes"),
+        ("manifest-damaged", put("manifest.json", "{"), "", "manifest.json is damaged"),
+    )],
+    # Inference.
+    *[(f"{task}-{what}", f"{task}.inference", change, flags, said) for task in ("gan", "diffusion")
+      for what, change, flags, said in (
+        ("out-is-a-file", put("out", "mine"), "", "out is a file"),
+        ("out-is-somebody's", put("out/mine.png", png()), "", "out/mine.png"),
+        ("two-pictures", nothing, "--grid 2" if task == "gan" else "--grid", ".png"),
+    )],
+    ("no-images", "gan.inference", nothing, "--n 0", "--n"),
+    ("truncation-0", "gan.inference", nothing, "--truncation 0", "--truncation"),
+    ("digits-unknown", "diffusion.inference", nothing, "--digits 3,x", "--digits"),
+    ("digits-twice", "diffusion.inference", nothing, "--digits 3,3", "--digits"),
+    ("digits-more-than-ten", "diffusion.inference", nothing, "--digits 10", "--digits"),
+    ("too-many-steps", "diffusion.inference", nothing, "--steps 1001", "--steps"),
+    ("guidance-negative", "diffusion.inference", nothing, "--guidance -1", "--guidance"),
+    ("interval-of-one", "diffusion.inference", nothing, "--guidance-interval 3", "--guidance-interval"),
+    ("sampler-unknown", "diffusion.inference", nothing, "--sampler euler", "--sampler"),
+    ("folder-missing", "dann.inference", remove("usps"), "", "no folder usps"),
+    ("folder-empty", "dann.inference", empty("usps"), "", "holds no images"),
+    ("csv-exists", "dann.inference", put("out.csv", "mine"), "", "out.csv exists already"),
+    # Evaluation.
+    ("faces-missing", "gan.evaluate", remove("faces"), "", "no folder faces"),
+    ("faces-none", "gan.evaluate", empty("faces"), "", "holds no images"),
+    ("reference-missing", "gan.evaluate", remove("hw2_data/face/val"), "", "hw2_data/face/val"),
+    *[(f"scored-face-{what}", "gan.evaluate", broken("faces/1.png"), "", "faces/1.png")
+      for what, broken in BROKEN.items()],
+    ("digits-missing", "diffusion.evaluate", remove("digits"), "", "no folder digits"),
+    ("digits-name", "diffusion.evaluate", put("digits/three.png", png()), "", "three.png"),
+    ("classifier-foreign", "diffusion.evaluate", put("classifier.pt", "text"), "", "classifier.pt is not a checkpoint"),
+    ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "run-b has no result.json"),
+    ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b has no result.json"),
+    ("run-twice", "dann.evaluate", copy("run-a/result.json", "run-b/result.json"), "", "same settings and seed"),
+    ("table-name", "dann.evaluate", nothing, "--out table.txt", ".md"),
+    ("plot-name", "dann.tsne", nothing, "--out tsne.jpg", ".png"),
+    ("plot-weights", "dann.tsne", put("dann.pt", "text"), "", "dann.pt is not a checkpoint"),
+    # Raw files.
+    ("raw-missing", "common.prepare", nothing, "--raw nowhere", "no folder nowhere"),
+    ("raw-empty", "common.prepare", empty("raw"), "", "holds none of the raw sets"),
+    ("faces-nowhere", "common.prepare", nothing, "--faces nowhere", "nowhere"),
+    ("idx-truncated", "common.prepare", cut("raw/MNIST/raw/train-images-idx3-ubyte.gz"), "", "train-images"),
+    ("idx-text", "common.prepare", put("raw/MNIST/raw/train-images-idx3-ubyte.gz", "text"), "", "train-images"),
+    ("usps-text", "common.prepare", put("raw/USPS/usps.bz2", bz2.compress(b"1 1:x\n")), "", "usps.bz2"),
+    ("usps-truncated", "common.prepare", cut("raw/USPS/usps.bz2"), "", "usps.bz2"),
+    ("mat-text", "common.prepare", put("raw/SVHN/train_32x32.mat", "text"), "", "train_32x32.mat"),
+    ("mat-shape", "common.prepare", mat(np.zeros((28, 28, 3, 10), np.uint8), np.arange(10) + 1), "", "train_32x32.mat"),
+    ("mat-labels", "common.prepare", mat(np.zeros((32, 32, 3, 10), np.uint8), np.full(10, 12)), "", "train_32x32.mat"),
+    ("mat-counts", "common.prepare", mat(np.zeros((32, 32, 3, 9), np.uint8), np.arange(10) + 1), "", "train_32x32.mat"),
+    ("zip-text", "common.prepare", put("raw/lfwcrop/face.zip", "text"), "", "face.zip"),
+    ("zip-broken-image", "common.prepare", faces_zip({"face/train/0.png": png(), "face/val/0.png": b"x"}), "",
+     "face/val/0.png"),
+    ("release-unfinished", "common.release", remove("run-a/done"), "", "run-a is not a finished run"),
+    ("release-scores", "common.release", put("scores.json", "{"), "--scores scores.json", "scores"),
+    ("release-checkpoint", "common.release", cut("run-a/last.pt"), "", "last.pt is not a checkpoint"),
+]
+
+
+@pytest.fixture
+def here(world, tmp_path, monkeypatch):
+    shutil.copytree(world, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def contents() -> dict[str, bytes]:
+    """Every file below the working directory, but for caches of decoded images and the sets that prepare finished."""
+    paths = (path for path in sorted(Path().rglob("*")) if path.is_file())
+    return {str(path): path.read_bytes() for path in paths if ".cache" not in path.parts and not finished(path)}
+
+
+def finished(path: Path) -> bool:
+    return path.parts[0] == "made" and not any(part.startswith(".") for part in path.parts)
+
+
+def run(module: str, *more: str) -> int:
+    argv = [*COMMANDS[module].split(), *more]
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: importlib.import_module(module).main(argv))
+    return end.value.code
+
+
+@pytest.mark.parametrize(("module", "change", "flags", "said"), [case[1:] for case in CASES],
+                         ids=[f"{case[1]}-{case[0]}" for case in CASES])
+def test_a_mistake_is_one_line(module, change, flags, said, here, capfd):
+    change()
+    before = contents()
+    code = run(module, *flags.split())
+    captured = capfd.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ") and said in line
+    assert code == 2
+    assert contents() == before
+    assert not Path("run").is_dir() or any(name.startswith("run/") for name in before)
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_without_a_mistake_each_command_works(module, here, monkeypatch):
+    """So the cases above fail for the reason that they name."""
+    monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
+    monkeypatch.setattr("common.runlog.plot_curves", lambda run_dir: None)
+    monkeypatch.setattr("diffusion.train.PREVIEW_STEPS", 1)
+    assert run(module) in (0, None)
+
+
+def test_names_that_lead_out_of_a_zip_stay_in(here):
+    faces_zip({f"{up}face/{split}/{i}.png": png() for split in ("train", "val")
+               for i, up in enumerate(("", "../", "/", "../../../"))})()
+    run("common.prepare")
+    outside = [path for path in Path("..").resolve().rglob("*.png") if "here" not in path.parts]
+    assert not outside and not Path("/face").exists()
+
+
+def test_debug_shows_where(here, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gan.train", "--debug"])
+    with pytest.raises(UserError, match="no data folder nowhere"):
+        run_main(lambda: gan_train.main(["--model", "dcgan", "--data", "nowhere", "--debug"]))
