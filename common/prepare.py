@@ -48,6 +48,7 @@ DOWNLOADS = {  # (url, folder below --raw, MD5 where one is published)
     "svhn": [(url, "SVHN", md5) for url, _, md5 in (SVHN.split_list["train"], SVHN.split_list["test"])],
 }
 DOWNLOADS["mnistm"] = [*DOWNLOADS["mnist"], (BSDS_URL, "", None)]
+MAX_IMAGE_BYTES = 64 * 2**20  # a member of a zip that claims more is no photograph
 LFW_HOST = "ndownloader.figshare.com"  # where scikit-learn's fetch_lfw_people goes
 
 
@@ -312,7 +313,12 @@ def _open_images(source: Path) -> tuple[list[str], Callable[[str], bytes]]:
     else:
         with _reading(source):
             archive = zipfile.ZipFile(source)
-        names, read = archive.namelist(), archive.read
+        names = archive.namelist()
+
+        def read(name: str) -> bytes:
+            if (size := archive.getinfo(name).file_size) > MAX_IMAGE_BYTES:  # zipfile unpacks no more than is declared
+                raise ValueError(f"{size / 2**20:.0f} MiB unpacked, expected at most {MAX_IMAGE_BYTES / 2**20:.0f}")
+            return archive.read(name)
     names = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not Path(n).name.startswith("."))
     return names, read
 

@@ -95,7 +95,8 @@ class Run:
             self.out.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.out, os.O_RDONLY)
         except OSError as error:
-            raise UserError(f"{self.out}: cannot write the run folder ({error.strerror}): name another --out") from error
+            why = f"cannot write the run folder ({error.strerror})"
+            raise UserError(f"{self.out}: {why}: name another --out") from error
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

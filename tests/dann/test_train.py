@@ -185,6 +185,13 @@ def test_the_teacher_reads_images_as_they_are(data, train, monkeypatch):
     assert all((image.flatten() == clean).all(1).any() for batch in seen for image in batch)
 
 
+def test_the_source_is_scaled_to_the_target_and_the_target_is_not(train, monkeypatch):
+    asked = set()
+    monkeypatch.setattr(training, "scale_range", lambda *pair: asked.add(pair) or (0.9, 1.1))
+    train("run")
+    assert asked == {("mnistm", "usps"), ("usps", "usps")}
+
+
 def test_previews_do_not_change_the_training(train, weights):
     assert same(weights(train("often", "--sample-every", "1")), weights(train("seldom", "--sample-every", "6")))
 
