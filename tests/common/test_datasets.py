@@ -114,6 +114,25 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path, recwarn):
     assert (decode_image(tmp_path / "x.png", 28) == GREY).all() and not recwarn
 
 
+def test_a_photograph_stored_lying_is_set_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: the camera was turned by 90 degrees
+    Image.fromarray(RGB).save(tmp_path / "x.png", exif=exif)
+    assert (decode_image(tmp_path / "x.png", 28) == np.rot90(RGB, -1)).all()
+
+
+def test_of_an_animation_the_first_frame_is_taken(tmp_path):
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
+    assert (decode_image(tmp_path / "x.png", 28) == GREY).all()
+
+
+def test_printing_colours_become_rgb(tmp_path):
+    Image.new("CMYK", (28, 28), (255, 0, 0, 0)).save(tmp_path / "x.jpg", quality=100)
+    red, green, blue = decode_image(tmp_path / "x.jpg", 28).mean((0, 1))
+    assert red < 5 and green > 250 and blue > 250
+
+
 def test_another_size_is_resized_with_antialiasing(tmp_path):
     stripes = np.zeros((280, 140, 3), np.uint8)
     stripes[::2] = 200  # thinner than a pixel of the result: without antialiasing 0 or 200, never between

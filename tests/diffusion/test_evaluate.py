@@ -44,6 +44,13 @@ def test_accuracy_is_counted_digit_by_digit():
     assert scores["accuracy_by_digit"] == {digit: float(digit != 3) for digit in range(10)}
 
 
+def test_too_few_images_are_refused():
+    for fake, real in ((1, 30), (10, 1)):
+        with pytest.raises(UserError, match="at least 2 and 2 a digit"):
+            fake_features, labels = (part[:fake] for part in features(10, seed=1))
+            evaluate.score(fake_features, labels, labels, *(part[::30 // real] for part in features(30, seed=2)))
+
+
 def test_command_scores_a_folder_and_draws_the_neighbours(digits_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
     source = digits_dir / "digits" / "mnistm" / "data"
