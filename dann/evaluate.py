@@ -71,7 +71,7 @@ def build_table(results: list[dict]) -> list[dict]:
         groups.setdefault((row_of(result), column_of(result)), []).append(result)
     cells = []
     for (row, column), runs in groups.items():
-        cell = {"row": row, "column": column, "seeds": [run["seed"] for run in runs]}
+        cell = {"row": row, "column": column, "steps": runs[0]["steps"], "seeds": [run["seed"] for run in runs]}
         for split in SPLITS:
             rows = [run["oracle"] if split == "oracle" else run for run in runs]
             scores = [row["test" if split == "oracle" else split] for row in rows if "test" in row or split == "val"]

@@ -52,6 +52,7 @@ def test_table(runs, tmp_path, capsys):
 """
     cells = {(cell["row"], cell["column"]): cell for cell in json.loads(out.with_suffix(".json").read_text())}
     assert cells["DANN", "mnistm -> usps"]["seeds"] == [0, 1]
+    assert cells["DANN", "mnistm -> usps"]["steps"] == 10
     assert cells["DANN", "mnistm -> usps"]["val"] == pytest.approx({"mean": 0.91, "std": 0.02 / 2 ** 0.5})
     assert cells["trained on target", "mnistm -> usps"]["test"] == {"mean": 0.97, "std": None}
 
