@@ -2,31 +2,87 @@
 
     bash scripts/benchmark.sh [--device cpu|cuda] [--quick] [--out report/benchmark.json]
 
-Plain is float32, contiguous, eager, attention that also returns its weights, one update a time with `.item()`
-of the loss; both run the same networks on the same random batches. Every round times plain, then ours; the
-ratio is the median over rounds, its spread the smallest and largest round.
+Plain is float32, contiguous, eager, a DataLoader that decodes PNG files one by one, attention that also returns its
+weights, and `.item()` of the loss at every step. Both train the same networks with the same batch size on the same
+embedded images. Every round times plain, then ours; the ratio is the median over rounds, its spread the smallest and
+largest round.
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import normalize, to_tensor
 
+from common.batches import Batches
 from common.cli import Parser, add_device_flags, run_main
+from common.datasets import ImageSet, load_digits, load_faces
 from common.device import autocast, describe_machine, place, seed_everything, select_device, select_dtype, synchronize
 from common.ema import EMA
+from common.images import save_image, to_float
+from dann import train as dann_train
+from dann.grl import grad_reverse
+from dann.inputs import network_input, scale_range
+from dann.networks import DANN
 from diffusion import train as diffusion_train
 from diffusion.loss import diffusion_loss
 from diffusion.schedule import make_schedule
 from diffusion.unet import ConditionalUNet, SelfAttention
+from gan import train as gan_train
+from gan.models import build_discriminator, build_generator
 
-BATCH_SIZE = 64
+BATCH_SIZE = {"diffusion": 64, "gan": 64, "dann": 128}
 EVALUATION_BATCH_SIZE = 100
+IMAGES = 512  # written as PNG for the plain loops, resident for ours
+
+
+class PngFiles(Dataset):
+    """Images and labels, opened, decoded and normalised one by one, as tutorials do."""
+
+    def __init__(self, images: ImageSet, folder: Path) -> None:
+        self.paths = [folder / f"{i:05d}.png" for i in range(len(images.images))]
+        self.labels = images.labels if images.labels is not None else torch.zeros(len(self.paths), dtype=torch.int64)
+        for path, image in zip(self.paths, images.images, strict=True):
+            save_image(image, path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        with Image.open(self.paths[index]) as image:
+            return normalize(to_tensor(image.convert("RGB")), [0.5] * 3, [0.5] * 3), self.labels[index]
+
+
+def plain_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield float batches and labels for ever, from PNG files in a folder that goes with the process."""
+    with tempfile.TemporaryDirectory() as folder:
+        loader = DataLoader(PngFiles(images, Path(folder)), batch_size, shuffle=True, drop_last=True)
+        while True:
+            for x, labels in loader:
+                yield x.to(device), labels.to(device)
+
+
+def our_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield uint8 batches and labels for ever, from resident tensors."""
+    resident = images.images.to(device)
+    labels = images.labels.to(device) if images.labels is not None else torch.zeros(len(resident), device=device)
+    batches = Batches(len(resident), batch_size, seed=0)
+    while True:
+        index = batches.next().to(device)
+        yield resident[index], labels[index]
+
+
+def some(images: ImageSet) -> ImageSet:
+    """Return the first IMAGES of a set."""
+    return ImageSet(*(part if part is None else part[:IMAGES] for part in images))
 
 
 class AttentionWithWeights(SelfAttention):
@@ -51,20 +107,16 @@ def plain_unet(device: torch.device) -> ConditionalUNet:
     return model
 
 
-def diffusion_batch(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return (images in [-1, 1], labels) of one batch."""
-    return torch.rand(BATCH_SIZE, 3, 28, 28, device=device) * 2 - 1, torch.arange(BATCH_SIZE, device=device) % 10
-
-
 def plain_diffusion_training(device: torch.device, dtype: torch.dtype) -> Callable[[], int]:
     """Return a function that takes one plain step and says how many images it saw."""
     model, schedule = plain_unet(device), make_schedule("linear").to(device)
     average = plain_unet(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
-    x_0, labels = diffusion_batch(device)
+    batches = plain_batches(some(load_digits("builtin", "mnistm", "train")), BATCH_SIZE["diffusion"], device)
 
     def step() -> int:
-        t = torch.randint(0, schedule.num_timesteps, (BATCH_SIZE,), device=device)
+        x_0, labels = next(batches)
+        t = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=device)
         noise = torch.randn_like(x_0)
         loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels), schedule, x_0, t, noise, "noise", False).mean()
         optimiser.zero_grad()
@@ -74,7 +126,7 @@ def plain_diffusion_training(device: torch.device, dtype: torch.dtype) -> Callab
             for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
                 mine.copy_(0.995 * mine + 0.005 * theirs)
         loss.item()
-        return BATCH_SIZE
+        return len(x_0)
 
     return step
 
@@ -85,12 +137,100 @@ def our_diffusion_training(device: torch.device, dtype: torch.dtype) -> Callable
     model, schedule = place(ConditionalUNet(), device), make_schedule(args.schedule).to(device)
     ema = EMA(model, args.ema_decay)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    x_0, labels = diffusion_batch(device)
-    x_0 = x_0.contiguous(memory_format=torch.channels_last)
+    batches = our_batches(some(load_digits("builtin", "mnistm", "train")), BATCH_SIZE["diffusion"], device)
 
     def step() -> int:
-        diffusion_train.train_step(model, ema, optimiser, schedule, x_0, labels, args, dtype)
-        return BATCH_SIZE
+        images, labels = next(batches)
+        diffusion_train.train_step(model, ema, optimiser, schedule, to_float(images), labels, args, dtype)
+        return len(images)
+
+    return step
+
+
+def plain_gan_training(device: torch.device, dtype: torch.dtype) -> Callable[[], int]:
+    """Return one plain step of DCGAN, as PyTorch's tutorial writes it: no augmentation, no average."""
+    generator, discriminator = (build({"model": "dcgan", "width": 64}).to(device)
+                                for build in (build_generator, build_discriminator))
+    g_optimiser, d_optimiser = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
+                                for network in (generator, discriminator))
+    batches = plain_batches(some(load_faces("builtin", "train")), BATCH_SIZE["gan"], device)
+    loss_of = nn.BCELoss()
+
+    def step() -> int:
+        real, _ = next(batches)
+        ones, zeros = torch.ones(len(real), device=device), torch.zeros(len(real), device=device)
+        fake = generator(torch.randn(len(real), generator.z_dim, device=device))
+        discriminator.zero_grad()
+        real_loss = loss_of(discriminator.probability(real), ones)
+        real_loss.backward()
+        fake_loss = loss_of(discriminator.probability(fake.detach()), zeros)
+        fake_loss.backward()
+        d_optimiser.step()
+        generator.zero_grad()
+        g_loss = loss_of(discriminator.probability(fake), ones)
+        g_loss.backward()
+        g_optimiser.step()
+        real_loss.item(), fake_loss.item(), g_loss.item()
+        return len(real)
+
+    return step
+
+
+def our_gan_training(device: torch.device, dtype: torch.dtype) -> Callable[[], int]:
+    """Return one step of `gan.train --model dcgan`."""
+    args = gan_train.parse_args(["--model", "dcgan"])
+    generator, discriminator = (place(build({"model": "dcgan", "width": 64}), device)
+                                for build in (build_generator, build_discriminator))
+    g_ema = EMA(generator, args.ema_decay)
+    g_optimiser, d_optimiser = (torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
+                                for network, lr in ((generator, args.g_lr), (discriminator, args.d_lr)))
+    batches = our_batches(some(load_faces("builtin", "train")), BATCH_SIZE["gan"], device)
+
+    def step() -> int:
+        images, _ = next(batches)
+        gan_train.train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, to_float(images), args, dtype)
+        return len(images)
+
+    return step
+
+
+def plain_dann_training(device: torch.device, dtype: torch.dtype) -> Callable[[], int]:
+    """Return one plain step of DANN: no augmentation."""
+    model = DANN().to(device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
+    source, target = (plain_batches(some(load_digits("builtin", domain, "train")), BATCH_SIZE["dann"], device)
+                      for domain in ("mnistm", "usps"))
+    loss_of = nn.CrossEntropyLoss()
+
+    def step() -> int:
+        (x, labels), (target_x, _) = next(source), next(target)
+        domains = torch.arange(2, device=device).repeat_interleave(len(x))
+        features = model.features(torch.cat([x, target_x]))
+        of_class = loss_of(model.classifier(features[:len(x)]), labels)
+        of_domain = loss_of(model.discriminator(grad_reverse(features, 0.5)), domains)
+        optimiser.zero_grad()
+        (of_class + of_domain).backward()
+        optimiser.step()
+        of_class.item(), of_domain.item()
+        return len(domains)
+
+    return step
+
+
+def our_dann_training(device: torch.device, dtype: torch.dtype) -> Callable[[], int]:
+    """Return one step of `dann.train --recipe plain`, augmentation and all."""
+    model = place(DANN(), device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    pair = ("mnistm", "usps")
+    source, target = (our_batches(some(load_digits("builtin", domain, "train")), BATCH_SIZE["dann"], device)
+                      for domain in pair)
+
+    def step() -> int:
+        (images, labels), (target_images, _) = next(source), next(target)
+        x = network_input(images, scale=scale_range(*pair), recolour=True)
+        target_x = network_input(target_images, scale=scale_range(pair[1], pair[1]), recolour=True)
+        dann_train.train_step(model, optimiser, x, labels, target_x, None, True, 0.5, dtype)
+        return len(images) + len(target_images)
 
     return step
 
@@ -121,6 +261,8 @@ def _evaluation(model: nn.Module, device: torch.device, dtype: torch.dtype) -> C
 
 PAIRS = {
     "diffusion training": (plain_diffusion_training, our_diffusion_training),
+    "GAN training": (plain_gan_training, our_gan_training),
+    "DANN training": (plain_dann_training, our_dann_training),
     "diffusion evaluation": (plain_diffusion_evaluation, our_diffusion_evaluation),
 }
 
