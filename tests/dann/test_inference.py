@@ -81,6 +81,16 @@ def test_batches_change_nothing():
     assert not model.training
 
 
+@pytest.mark.parametrize("standardised", [True, False])
+def test_predicts_on_the_input_of_training(standardised):
+    images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
+    model = DANN().eval()
+    x = images / 127.5 - 1
+    with torch.no_grad():
+        expected = model.features(standardise(x) if standardised else x)
+    torch.testing.assert_close(predict(model, images, standardised, torch.device("cpu"))[0], expected)
+
+
 def test_broken_image_is_named_and_the_others_predicted(released, images, tmp_path, capsys):
     (images / "004.png").write_bytes(b"not a picture")
     assert main([str(images), str(tmp_path / "OUT.csv")]) == 2
