@@ -1,6 +1,6 @@
 """Samplers as generators: each yields (t, x_t) from pure noise down to t = -1, the finished image.
 
-A sampler sees the network only as `denoise(x_t, t) -> x_0`, which `guided_denoiser` builds.
+A sampler sees the network only as `denoise(x_t, t) -> x_0`, which `guided_denoiser` builds; t is one for the batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.schedule import Schedule
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
 
 
@@ -39,13 +39,14 @@ def guided_denoiser(model: nn.Module, schedule: Schedule, labels: Tensor, guidan
     doubled_labels = labels.repeat(2)
     keep = torch.arange(2 * len(labels), device=labels.device) < len(labels)
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        if guidance_scale == 1 or not interval[0] <= t[0] <= interval[1]:  # a sampler's t is one for all
-            output = model(x_t, t, labels)
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        times = torch.full((2 * len(x_t),), t, device=x_t.device)
+        if guidance_scale == 1 or not interval[0] <= t <= interval[1]:
+            output = model(x_t, times[:len(x_t)], labels)
         else:
-            conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), doubled_labels, keep).chunk(2)
+            conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), times, doubled_labels, keep).chunk(2)
             output = torch.lerp(unconditional, conditional, guidance_scale)
-        return schedule.predict_x0(x_t, t, output, prediction).clamp(-1, 1)
+        return schedule.predict_x0(x_t, times[:len(x_t)], output, prediction).clamp(-1, 1)
 
     return denoise
 
@@ -65,7 +66,7 @@ def ddpm(denoise: Denoiser, schedule: Schedule, noise: Noise) -> Iterator[State]
     x = noise()
     yield State(schedule.num_timesteps - 1, x)
     for i in reversed(range(schedule.num_timesteps)):
-        x_0 = denoise(x, torch.full((len(x),), i, device=x.device))
+        x_0 = denoise(x, i)
         if i == 0:
             x = x_0  # the posterior at the first step is a point: abar_{-1} = 1
         else:
@@ -102,15 +103,14 @@ def ddim(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int, et
     times = ddim_times(schedule.num_timesteps, num_steps)
     yield State(times[0], x)
     for i, previous in zip(times, [*times[1:], -1], strict=True):
-        t = torch.full((len(x),), i, device=x.device)
-        x_0 = denoise(x, t)
+        x_0 = denoise(x, i)
         if previous < 0:
             x = x_0
         else:
             alpha_bar, alpha_bar_prev = schedule.alphas_cumprod[i], schedule.alphas_cumprod[previous]
             sigma = eta * ((1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)).sqrt()
-            direction = (1 - alpha_bar_prev - sigma**2).sqrt() * schedule.noise_from_x0(x, t, x_0)
-            x = alpha_bar_prev.sqrt() * x_0 + direction
+            predicted_noise = (x - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+            x = alpha_bar_prev.sqrt() * x_0 + (1 - alpha_bar_prev - sigma**2).sqrt() * predicted_noise
             if eta > 0:
                 x = x + sigma * noise()
         yield State(previous, x)
@@ -139,7 +139,7 @@ def dpm_solver_pp(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps
     yield State(times[0], x)
     last_x_0, last_h = None, None
     for i, following in zip(times, [*times[1:], -1], strict=True):
-        x_0 = denoise(x, torch.full((len(x),), i, device=x.device))
+        x_0 = denoise(x, i)
         if following < 0:
             x = x_0
         else:
@@ -174,7 +174,7 @@ def heun(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int) ->
     sigmas = (1 - signals**2).sqrt() / signals
 
     def slope(x: Tensor, i: int) -> Tensor:
-        x_0 = denoise(x, torch.full((len(x),), i, device=x.device))
+        x_0 = denoise(x, i)
         return (x.double() / signals[i] - x_0) / sigmas[i]
 
     yield State(times[0], x)

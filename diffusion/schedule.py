@@ -56,11 +56,6 @@ class Schedule(NamedTuple):
             return (x_t - sigma * output) / signal
         return signal * x_t - sigma * output
 
-    def noise_from_x0(self, x_t: Tensor, t: Tensor, x_0: Tensor) -> Tensor:
-        """Return the noise that turns x_0 into x_t."""
-        signal, sigma = self.scales(t)
-        return (x_t - signal * x_0) / sigma
-
 
 def make_schedule(name: str = "linear", num_timesteps: int = 1000) -> Schedule:
     """Build a schedule.
