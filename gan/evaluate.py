@@ -11,6 +11,8 @@ reference. The distance rises as it falls, so compare scores of equal counts onl
 Near-duplicates are images whose nearest neighbour in the folder is at less than half the distance that is
 usual between real neighbours. Copies of training faces, or of their mirror images, show as images closer to
 the training set than nearly all unseen faces come; `--neighbours PNG` draws the most suspicious ones.
+
+FID and the share of images with exactly one face are added where `gan.extras` finds their packages.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from common.datasets import FACE_SIZE, default_data, load_faces, load_folder
 from common.errors import UserError
 from common.images import grid, save_picture
 from common.metrics import mean_pairwise_distance, memorisation, nearest
+from gan.extras import PADDING, extra_scores
 
 SCALES = 3  # 64, 32 and 16 px
 # Patches an image and their side (Karras et al. 2018, sec. 5), and directions (their code).
@@ -138,19 +141,31 @@ def near_duplicates(images: Tensor, real: Tensor) -> float:
     return float((to_nearest(images) < NEAR * np.median(to_nearest(real))).mean())
 
 
-def score(fake: Tensor, real: Tensor, seed: int) -> dict:
-    """Return all scores.
+def equal_sets(fake: Tensor, real: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return as many generated images, real ones, and other real ones, drawn from the seed.
 
     Args:
         fake, real: (N, 3, 64, 64) and (M, 3, 64, 64) uint8.
+
+    Raises:
+        UserError: there are not enough for two each.
     """
     n = min(len(fake), len(real) // 2)
     if n < 2:
         raise UserError(f"got {len(fake)} images and {len(real)} real ones: at least 2 and 4 are needed")
     generator = torch.Generator().manual_seed(seed)
     fake = fake[torch.randperm(len(fake), generator=generator)[:n]]
-    first, second = real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
-    return {"images": n, "swd": swd(fake, second, seed), "swd_real": swd(first, second, seed),
+    return fake, *real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
+
+
+def score(fake: Tensor, first: Tensor, second: Tensor, seed: int) -> dict:
+    """Return all scores that need no other package.
+
+    Args:
+        fake: (N, 3, 64, 64) uint8.
+        first, second: as many real ones each, disjoint.
+    """
+    return {"images": len(fake), "swd": swd(fake, second, seed), "swd_real": swd(first, second, seed),
             "variety": variety(fake), "variety_real": variety(second),
             "near_duplicates": near_duplicates(fake, second), "near_duplicates_real": near_duplicates(second, second)}
 
@@ -163,7 +178,10 @@ def main(argv: list[str] | None = None) -> int:
     train = _faces(args.train, "train")
     if len(train) < 2:
         raise UserError(f"{args.train}: got 1 image, expected the training set: name it with --train")
-    scores = {"reference": args.reference, "seed": args.seed, **score(fake, real, args.seed)}
+    sets = equal_sets(fake, real, args.seed)
+    scores = {"reference": args.reference, "seed": args.seed, **score(*sets, args.seed)}
+    extra, missing = extra_scores(*sets)
+    scores |= extra
     train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is one too
     copies, rows = memorisation(fake.numpy(), real.numpy(), train.numpy())
     scores |= copies
@@ -177,6 +195,14 @@ def main(argv: list[str] | None = None) -> int:
     print(f"near-duplicates      {scores['near_duplicates']:.1%}  (real: {scores['near_duplicates_real']:.1%})")
     print(f"closest to training  {scores['closest']:.2f}  (real: {scores['closest_real']:.2f}; 0 is a copy); "
           f"suspiciously close: {scores['suspicious']:.1%} (by chance: 1%)")
+    if "one_face" in scores:
+        print(f"exactly one face     {scores['one_face']:.1%}  (real: {scores['one_face_real']:.1%}; "
+              f"dlib's HOG detector, padded by {PADDING} px)")
+    if "fid" in scores:
+        print(f"FID                  {scores['fid']:.1f}  (real: {scores['fid_real']:.1f}; "
+              f"{scores['images']} images bias both upwards: compare equal counts only)")
+    for line in missing:
+        print(line)
     if args.neighbours:
         shown = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
         save_picture(grid(torch.stack(shown), rows.shape[1]), args.neighbours)

@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from gan.evaluate import laplacian_pyramid, main, near_duplicates, patches, score, sliced_wasserstein, swd, variety
+from gan.evaluate import (
+    equal_sets,
+    laplacian_pyramid,
+    main,
+    near_duplicates,
+    patches,
+    sliced_wasserstein,
+    swd,
+    variety,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +78,13 @@ def test_near_duplicates_are_counted(noise):
     assert near_duplicates(images, real) == pytest.approx(0.4)  # 0 with 3, 1 with 7
 
 
-def test_scores_take_equal_counts(smooth):
-    assert score(smooth[:7], smooth, 0)["images"] == 7
-    assert score(smooth, smooth[:21], 0)["images"] == 10
+def test_scores_take_equal_counts_and_disjoint_real_sets(smooth):
+    assert [len(images) for images in equal_sets(smooth[:7], smooth, 0)] == [7, 7, 7]
+    fake, first, second = equal_sets(smooth, smooth[:21], 0)
+    assert [len(fake), len(first), len(second)] == [10, 10, 10]
+    assert len(torch.cat([first, second]).flatten(1).unique(dim=0)) == 20
     with pytest.raises(UserError, match="at least 2"):
-        score(smooth[:1], smooth, 0)
+        equal_sets(smooth[:1], smooth, 0)
 
 
 def test_command(faces, tmp_path, capsys):
