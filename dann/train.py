@@ -54,9 +54,9 @@ from dann.teacher import DECAY, pseudo_labels
 MODES = ("source", "dann", "target")
 # A flag that is not given takes its value from here. Without a target there is nothing to adapt to: recipe None.
 COMMON = {"geometry": True, "intensity": True, "standardise": True}
-RECIPES = {None: COMMON | {"adversary": False, "teacher": False, "lr": 1e-3, "lr_decay": "paper"},
-           "plain": COMMON | {"adversary": True, "teacher": False, "lr": 1e-3, "lr_decay": "paper"},
-           "plus": COMMON | {"adversary": True, "teacher": True, "lr": 2e-3, "lr_decay": "cosine"}}
+RECIPES = {None: COMMON | {"adversary": False, "teacher": False, "balance": False, "lr": 1e-3, "lr_decay": "paper"},
+           "plain": COMMON | {"adversary": True, "teacher": False, "balance": False, "lr": 1e-3, "lr_decay": "paper"},
+           "plus": COMMON | {"adversary": True, "teacher": True, "balance": True, "lr": 2e-3, "lr_decay": "cosine"}}
 LR_DECAYS = ("paper", "cosine")
 PREVIEW = 16  # augmented images a domain
 
@@ -79,13 +79,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         ("intensity", "invert and recolour training images"),
                         ("standardise", "mean 0 and deviation 1 for every image, in inference too"),
                         ("adversary", "the domain loss"),
-                        ("teacher", "learn the digits that an average of the network reads in target images")):
+                        ("teacher", "learn the digits that an average of the network reads in target images"),
+                        ("balance", "align what it reads with equally many of each digit")):
         parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=about)
     args = parser.parse_args(argv)
     if args.mode != "dann":
         args.recipe = None
         if args.adversary or args.teacher:
             parser.error(f"--adversary and --teacher belong to --mode dann, got --mode {args.mode}")
+    if args.balance and not (RECIPES[args.recipe]["teacher"] if args.teacher is None else args.teacher):
+        parser.error("--balance is about what a teacher reads: it needs --teacher")
     for name, value in RECIPES[args.recipe].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -265,7 +268,7 @@ def train(args: argparse.Namespace) -> None:
             target_x = augmented(target_images, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(target_images, args.standardise))
+                    pseudo = pseudo_labels(teacher.module, network_input(target_images, args.standardise), args.balance)
         run.record(train_step(model, optimiser, x, labels[index], target_x, pseudo, args.adversary, progress, dtype))
         if teacher is not None:
             teacher.update(model)

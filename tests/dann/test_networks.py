@@ -9,7 +9,7 @@ import torch
 from dann.grl import grad_reverse, grl_coeff
 from dann.losses import called_source, class_loss, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN
-from dann.teacher import pseudo_labels
+from dann.teacher import decide, pseudo_labels
 
 GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
 
@@ -97,14 +97,31 @@ def test_the_teacher_reads_with_statistics_of_the_target_and_without_dropout():
     torch.manual_seed(0)
     teacher = DANN()
     images = torch.randn(16, 3, 28, 28) * 3 + 1
-    digits, sure = pseudo_labels(teacher, images)
+    digits, sure = pseudo_labels(teacher, images, balance=False)
     assert digits.dtype == torch.int64 and sure.dtype == torch.bool and digits.shape == sure.shape == (16,)
-    assert all(torch.equal(a, b) for a, b in zip(pseudo_labels(teacher, images), (digits, sure), strict=True))
+    again = pseudo_labels(teacher, images, balance=False)
+    assert all(torch.equal(a, b) for a, b in zip(again, (digits, sure), strict=True))
     torch.testing.assert_close(teacher.feature[1].running_mean,
                                0.19 * teacher.feature[0](images).mean((0, 2, 3)))  # two steps of momentum 0.1
     teacher.classifier[-1].bias.data[7] += 100
-    digits, sure = pseudo_labels(teacher, images)
+    digits, sure = pseudo_labels(teacher, images, balance=False)
     assert (digits == 7).all() and sure.all()
     teacher.classifier[-1].weight.data.zero_()
     teacher.classifier[-1].bias.data.zero_()
-    assert not pseudo_labels(teacher, images)[1].any()
+    assert not pseudo_labels(teacher, images, balance=False)[1].any()
+
+
+def test_a_digit_that_is_seldom_read_is_given_its_share():
+    probabilities = torch.full((4, 10), 0.01)
+    probabilities[:3, 5], probabilities[3, 5], probabilities[3, 6] = 0.91, 0.50, 0.42
+    assert decide(probabilities, balance=False)[0].tolist() == [5, 5, 5, 5]
+    digits, sure = decide(probabilities, balance=True)
+    assert digits.tolist() == [5, 5, 5, 6]
+    aligned = probabilities[3] / probabilities.mean(0)
+    assert sure.tolist() == [False] * 3 + [(aligned[6] / aligned.sum()).item() > 0.9]
+    even = torch.eye(10).repeat(2, 1) * 0.9 + 0.01  # equally many of each are left as they are
+    assert all(torch.equal(a, b) for a, b in zip(decide(even, True), decide(even, False), strict=True))
+    # One in a million, in a batch where nothing else speaks for that digit, is noise.
+    probabilities = torch.eye(10)[:3].repeat(2, 1)
+    probabilities[:, 9] = 1e-6
+    assert decide(probabilities, balance=True)[0].tolist() == [0, 1, 2, 0, 1, 2]

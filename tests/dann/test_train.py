@@ -178,7 +178,7 @@ def test_the_teacher_is_kept_and_knows_the_target_alone(train):
 
 def test_the_teacher_reads_images_as_they_are(data, train, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "pseudo_labels", lambda teacher, x: seen.append(x) or pseudo_labels(teacher, x))
+    monkeypatch.setattr(training, "pseudo_labels", lambda *args: seen.append(args[1]) or pseudo_labels(*args))
     train("run")
     clean = network_input(load_digits(data, "usps", "train").images).flatten(1)
     assert len(seen) == 6
@@ -264,8 +264,9 @@ def test_dann_looks_at_the_target_and_source_does_not(train, weights):
 
 
 @pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-standardise", "--no-adversary",
-                                   "--no-teacher", "--lr 0.01", "--lr-decay paper"])
-def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights):
+                                   "--no-teacher", "--no-balance", "--lr 0.01", "--lr-decay paper"])
+def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
+    monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # a teacher of six steps is sure of nothing
     assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
     row = flags.removeprefix("--").replace("no-", "no ").replace("lr-decay", "lr_decay")
     assert json.loads((out / "result.json").read_text())["changes"] == [row]
@@ -310,6 +311,7 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     (["--recipe", "both"], "--recipe"),
     (["--mode", "source", "--teacher"], "--teacher belong to --mode dann"),
     (["--no-adversary", "--no-teacher"], "--mode source"),
+    (["--recipe", "plain", "--balance"], "--balance .* needs --teacher"),
     (["--recipe", "plain", "--no-adversary"], "--mode source"),
     (["--seeds", "-1"], "--seeds"),
     (["--data", "nowhere"], "nowhere"),
