@@ -7,6 +7,7 @@ checkpoints, a clean stop on Ctrl-C or SIGTERM, exact resume. `step` counts opti
 import argparse
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import math
 import os
@@ -22,7 +23,6 @@ from typing import Any, Protocol
 import numpy
 import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -109,7 +109,7 @@ class Run:
     def _open_folder(self) -> None:
         try:
             versions = {"python": platform.python_version(), "torch": torch.__version__,
-                        "torchvision": torchvision.__version__, "numpy": numpy.__version__,
+                        "torchvision": importlib.metadata.version("torchvision"), "numpy": numpy.__version__,
                         "pillow": PIL.__version__, "machine": describe_machine(), "command": self.command}
             (self.out / "args.json").write_text(json.dumps(self._settings, indent=2) + "\n")
             (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
