@@ -1,5 +1,6 @@
 """Where the numbers are computed, and in which precision. The only place that knows about devices."""
 
+import os
 import random
 from contextlib import AbstractContextManager
 
@@ -17,6 +18,12 @@ def select_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
+        if "LOCAL_RANK" in os.environ:  # torchrun's number of this process on this machine: one GPU each
+            local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local_rank >= gpus:
+                raise UserError(f"process {local_rank + 1} of this machine finds {gpus} GPUs: "
+                                f"use --nproc_per_node {gpus}, or --device cpu")
+            torch.cuda.set_device(local_rank)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return torch.device(name)
@@ -52,6 +59,11 @@ def synchronize(device: torch.device) -> None:
     """Wait until all that was started on the device is done, for a clock that tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def collectives(device: torch.device) -> str:
+    """Return by what processes talk: gloo between CPUs, NCCL between GPUs."""
+    return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
 
 
 def seed_everything(seed: int) -> None:

@@ -25,6 +25,6 @@ def pseudo_labels(teacher: DANN, images: Tensor) -> tuple[Tensor, Tensor]:
         images: (B, 3, 28, 28) float32 of the target, not augmented.
     """
     for module in teacher.modules():
-        module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)
     probability, digits = teacher.classifier(teacher.features(images)).float().softmax(1).max(1)
     return digits, probability > CONFIDENCE
