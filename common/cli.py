@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from common.datasets import default_data
 from common.distributed import leave, rank, world_size
 from common.errors import UserError
@@ -48,6 +50,11 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         if rank():
             time.sleep(PATIENCE)
         print(f"error: {mistake}", file=sys.stderr)
+        code = 2
+    except torch.OutOfMemoryError:
+        if "--debug" in sys.argv:
+            raise
+        print("error: the GPU's memory is full: take a smaller --batch-size, or --precision bf16", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

@@ -2,6 +2,8 @@
 
 import os
 import random
+import resource
+import sys
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -64,6 +66,19 @@ def synchronize(device: torch.device) -> None:
 def collectives(device: torch.device) -> str:
     """Return by what processes talk: gloo between CPUs, NCCL between GPUs."""
     return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use at once: of the GPU's memory for tensors, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def release_cached_memory() -> None:
+    """Give the GPU's memory back that no tensor uses."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def seed_everything(seed: int) -> None:

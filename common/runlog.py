@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from common import checkpoint
 from common.cli import describe
-from common.device import describe_machine, rng_state, set_rng_state
+from common.device import describe_machine, peak_memory, rng_state, set_rng_state
 from common.distributed import average, largest, rank, require_in_step, wait_for_all, world_size
 from common.errors import UserError
 
@@ -218,6 +218,8 @@ class Run:
                 signal.signal(number, handler)
         if rank():
             return
+        memory = peak_memory(next(self.weights.parameters()).device)
+        print(f"{self.step} steps, {self.seconds:.0f} s, at most {memory / 2**30:.1f} GiB of memory")
         plot_curves(self.out)
         (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(self.seconds, 1)}) + "\n")
 
