@@ -1,13 +1,19 @@
-"""The order in which training images are drawn: permutations that two integers put back exactly."""
+"""The order in which training images are drawn, and the parts in which a batch that is too large is computed."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from common.device import release_cached_memory
+from common.errors import UserError
 
 
 class Batches:
     """An endless stream of index batches; epoch e is a permutation seeded by (seed, e).
 
-    An incomplete last batch is left out, so every batch has the same size.
+    Two integers say where it stands, so a resume is exact. An incomplete last batch is left out, so every batch
+    has the same size.
 
     Args:
         num_items: size of the training set.
@@ -43,3 +49,38 @@ class Batches:
         """Go to where a stream of the same seed and size stood."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation()
+
+
+class MicroBatches:
+    """Compute gradients of a batch whole or, once the GPU's memory was too small for that, in parts.
+
+    The sum over parts is the gradient of the whole batch, but for rounding, in a network without batch
+    normalisation. Parts are halved until one fits, and stay so: a change costs a failed step.
+    """
+
+    def __init__(self) -> None:
+        self.size: int | None = None  # images a part; None is the whole batch
+
+    def run(self, backward: Callable[[slice], Tensor], zero_grad: Callable[[], None], batch_size: int) -> Tensor:
+        """Run `backward` on all parts of a batch and return its results, joined.
+
+        Args:
+            backward: adds the gradient of a part to the parameters; draws nothing at random.
+            zero_grad: sets the gradients to zero.
+            batch_size: images in the batch.
+
+        Raises:
+            UserError: one image alone does not fit.
+        """
+        while True:
+            size = self.size or batch_size
+            zero_grad()
+            try:
+                return torch.cat([backward(slice(i, i + size)) for i in range(0, batch_size, size)])
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise UserError("the GPU's memory is full with one image a time: take a smaller --width") from error
+            release_cached_memory()
+            self.size = -(-size // 2)
+            print(f"the GPU's memory is full: batches of {batch_size} are computed {self.size} images at a time from "
+                  "here; a smaller --batch-size or --width, or --precision bf16, would avoid it")

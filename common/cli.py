@@ -3,13 +3,20 @@
 import argparse
 import inspect
 import logging
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from common.datasets import default_data
+from common.distributed import leave, rank, world_size
 from common.errors import UserError
+
+PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,15 +33,28 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake the user can mend."""
+    """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake the user can mend.
+
+    Of several processes the first one speaks. Another one that fails speaks only if the first one goes on.
+    """
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("common").setLevel(logging.INFO)  # what was loaded, and how fast
     try:
         code = main()
+        leave()
     except (UserError, OSError) as mistake:  # OSError: a full disk, or a folder that may not be written
         if "--debug" in sys.argv:
             raise
+        if rank():
+            time.sleep(PATIENCE)
         print(f"error: {mistake}", file=sys.stderr)
+        code = 2
+    except torch.OutOfMemoryError:
+        if "--debug" in sys.argv:
+            raise
+        print("error: the GPU's memory is full: take a smaller --batch-size, or --precision bf16", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -99,10 +119,19 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
 
 
+def add_sync_bn_flag(parser: Parser) -> None:
+    """Add --sync-bn, for networks with batch normalisation."""
+    parser.add_argument("--sync-bn", action="store_true",
+                        help="with several GPUs: batch normalisation over the whole batch, not each GPU's share")
+
+
 def resolve_steps(args: argparse.Namespace, num_items: int) -> None:
-    """Turn --epochs into --steps; refuse a batch that is larger than the training set."""
+    """Turn --epochs into --steps; refuse a batch larger than the training set or not to be shared equally."""
     if args.batch_size > num_items:
         raise UserError(f"--batch-size {args.batch_size} is larger than the training set ({num_items} images)")
+    if args.batch_size % world_size():
+        raise UserError(f"--batch-size {args.batch_size} does not divide among {world_size()} processes: "
+                        "it is that of all together, take a multiple")
     if args.epochs is not None:
         args.steps = args.epochs * (num_items // args.batch_size)
 

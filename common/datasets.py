@@ -31,6 +31,7 @@ FACE_SIZE = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 _HEADER = ["image_name", "label"]
+_NOT_IN_NAMES = frozenset("/\\\0")
 _LABELS = {str(digit): digit for digit in range(10)}
 _DECODER = "2"  # part of every cache key: raise it when decode_image gives other pixels
 _CHUNK = 256  # images a task of the thread pool decodes: one image is too little to be worth a task
@@ -109,9 +110,11 @@ def load_readable(folder: str | Path, size: int) -> tuple[ImageSet, list[tuple[s
     """Like load_folder, but leave broken images out and return them as (name, reason) pairs."""
     names = _list_images(Path(folder))
     images, reasons = _decode(Path(folder), names, size)
-    good = [row for row in range(len(names)) if row not in reasons]
     broken = [(names[row], reason) for row, reason in sorted(reasons.items())]
-    return ImageSet(torch.from_numpy(images[good]), None, [names[row] for row in good]), broken
+    if broken:  # without, a second copy of all images
+        good = [row for row in range(len(names)) if row not in reasons]
+        images, names = images[good], [names[row] for row in good]
+    return ImageSet(torch.from_numpy(images), None, names), broken
 
 
 def decode_image(source: str | Path | bytes, size: int) -> np.ndarray:
@@ -175,7 +178,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[int]]:
                 if len(row) != 2:
                     raise UserError(f"{where}: {len(row)} fields: write `image_name,label`")
                 name, label = row
-                if not name or ".." in name or any(char in name for char in "/\\\0"):
+                if not name or ".." in name or not _NOT_IN_NAMES.isdisjoint(name):
                     raise UserError(f"{where}: bad name {name!r}: write a plain file name of the data folder")
                 if label not in _LABELS:
                     raise UserError(f"{where}: bad label {label!r}: write a digit from 0 to 9")
@@ -207,14 +210,14 @@ def _list_images(folder: Path) -> list[str]:
 def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int) -> torch.Tensor:
     """Load the images `names` of `folder` from the cache `key`, which is (re)built where need be."""
     start = time.perf_counter()
-    listing = [_DECODER, str(size)]
+    listing = hashlib.sha256(f"{_DECODER}\n{size}".encode())  # as it goes: a list of lines would take more memory
     try:
         for name in names:
             stat = os.stat(f"{folder}/{name}")
-            listing.append(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}")
+            listing.update(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     except OSError as error:  # a dangling link
         raise UserError(f"cannot read {error.filename} ({error.strerror}): replace it or remove it") from None
-    file_name = f"{key}-{_hash(chr(10).join(listing))}.npy"
+    file_name = f"{key}-{listing.hexdigest()[:16]}.npy"
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hw2"
     # The second place is for a data folder that cannot be written; there each data folder has its own.
     places = (data / ".cache", user_cache / _hash(str(data.resolve())))

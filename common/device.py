@@ -1,6 +1,9 @@
 """Where the numbers are computed, and in which precision. The only place that knows about devices."""
 
+import os
 import random
+import resource
+import sys
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -17,6 +20,12 @@ def select_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
+        if "LOCAL_RANK" in os.environ:  # torchrun's number of this process on this machine: one GPU each
+            local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local_rank >= gpus:
+                raise UserError(f"process {local_rank + 1} of this machine finds {gpus} GPUs: "
+                                f"use --nproc_per_node {gpus}, or --device cpu")
+            torch.cuda.set_device(local_rank)
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
     return torch.device(name)
@@ -52,6 +61,24 @@ def synchronize(device: torch.device) -> None:
     """Wait until all that was started on the device is done, for a clock that tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def collectives(device: torch.device) -> str:
+    """Return by what processes talk: gloo between CPUs, NCCL between GPUs."""
+    return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use at once: of the GPU's memory for tensors, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def release_cached_memory() -> None:
+    """Give the GPU's memory back that no tensor uses."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def seed_everything(seed: int) -> None:

@@ -2,11 +2,13 @@
 
 `Run.steps` wraps a trainer's loop body with everything that is not the algorithm: progress, metrics, regular
 checkpoints, a clean stop on Ctrl-C or SIGTERM, exact resume. `step` counts optimiser updates that are done.
+Of several processes the first one writes, and all stop after the same step.
 """
 
 import argparse
 import contextlib
 import fcntl
+import importlib.metadata
 import json
 import math
 import os
@@ -22,18 +24,18 @@ from typing import Any, Protocol
 import numpy
 import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import checkpoint
 from common.cli import describe
-from common.device import describe_machine, rng_state, set_rng_state
+from common.device import describe_machine, peak_memory, rng_state, set_rng_state
+from common.distributed import average, largest, rank, require_in_step, wait_for_all, world_size
 from common.errors import UserError
 
 # Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
-                  "device", "compile", "debug"}
+                  "device", "compile", "debug", "sync_bn"}
 
 
 class Stateful(Protocol):
@@ -72,25 +74,31 @@ class Run:
         self._settings = {name: str(value) if isinstance(value, Path) else value
                           for name, value in sorted(vars(args).items())}
 
-        if args.resume is None and (out / "args.json").exists():
-            raise UserError(f"{out} already holds a run: --resume auto continues it, --out DIR starts another")
         new = not out.exists()
-        self._folder = self._lock()
+        self._folder = self._claim() if rank() == 0 else None
+        wait_for_all()
         try:
             if args.resume not in (None, "auto"):
                 self._restore(Path(args.resume))
             elif args.resume == "auto" and self.checkpoint_path.exists():
                 self._restore(self.checkpoint_path)
-            self._open_folder()
+            require_in_step(self.step, *self._networks())
+            if rank() == 0:
+                self._open_folder()
         except BaseException:
-            os.close(self._folder)
+            self._give_free()
             if new:
                 with contextlib.suppress(OSError):
                     out.rmdir()
             raise
 
-    def _lock(self) -> int:
+    def _networks(self) -> list[nn.Module]:
+        return [self.weights, *(part for part in self.parts.values() if isinstance(part, nn.Module))]
+
+    def _claim(self) -> int:
         """Keep the run folder for this process alone, until it ends however it may; return the open folder."""
+        if self.args.resume is None and (self.out / "args.json").exists():
+            raise UserError(f"{self.out} already holds a run: --resume auto continues it, --out DIR starts another")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.out, os.O_RDONLY)
@@ -106,11 +114,16 @@ class Run:
             pass  # some network file systems know no locks
         return folder
 
+    def _give_free(self) -> None:
+        if self._folder is not None:
+            os.close(self._folder)
+
     def _open_folder(self) -> None:
         try:
             versions = {"python": platform.python_version(), "torch": torch.__version__,
-                        "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-                        "pillow": PIL.__version__, "machine": describe_machine(), "command": self.command}
+                        "torchvision": importlib.metadata.version("torchvision"), "numpy": numpy.__version__,
+                        "pillow": PIL.__version__, "machine": describe_machine(), "processes": world_size(),
+                        "command": self.command}
             (self.out / "args.json").write_text(json.dumps(self._settings, indent=2) + "\n")
             (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
             self._metrics_path = self.out / "metrics.jsonl"
@@ -138,6 +151,9 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint."""
         self._require_finite()
+        require_in_step(self.step, *self._networks())
+        if rank():
+            return
         checkpoint.save(self.checkpoint_path, {
             "kind": self.kind, "args": self._settings, "model_args": self.model_args, "step": self.step,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
@@ -173,7 +189,7 @@ class Run:
         if start >= args.steps:
             print(f"{self.out}: {start} steps are done already; a larger --steps goes on")
         handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=args.steps, initial=start, unit="step", disable=not sys.stderr.isatty())
+        bar = tqdm(total=args.steps, initial=start, unit="step", disable=rank() > 0 or not sys.stderr.isatty())
         before, began = self.seconds, time.perf_counter()
         said: set[str] = set()
         try:
@@ -188,16 +204,22 @@ class Run:
                     if (ill := diagnose(row)) and ill not in said:
                         said.add(ill)
                         bar.write(f"step {self.step}: {ill}")
-                if save or self._signal:
+                stop = largest(self._signal)
+                if save or stop:
                     self.save()
-                if self._signal:
-                    print(f"stopped at step {self.step}: --resume auto goes on from here", file=sys.stderr)
-                    raise SystemExit(128 + self._signal)
+                if stop:
+                    if rank() == 0:
+                        print(f"stopped at step {self.step}: --resume auto goes on from here", file=sys.stderr)
+                    raise SystemExit(128 + stop)
         finally:
             bar.close()
-            os.close(self._folder)
+            self._give_free()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if rank():
+            return
+        memory = peak_memory(next(self.weights.parameters()).device)
+        print(f"{self.step} steps, {self.seconds:.0f} s, at most {memory / 2**30:.1f} GiB of memory")
         plot_curves(self.out)
         (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(self.seconds, 1)}) + "\n")
 
@@ -205,6 +227,7 @@ class Run:
         self._signal = number
 
     def _require_finite(self) -> None:
+        average(list(self._sums.values()))
         for name, value in self._sums.items():
             if not math.isfinite(value):
                 raise UserError(f"{name} became {value.item()} before step {self.step}: the last good checkpoint is "
@@ -214,8 +237,9 @@ class Run:
         self._require_finite()
         row = {"step": self.step} | {name: (value / self._count).item() for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
-        with open(self._metrics_path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        if rank() == 0:
+            with open(self._metrics_path, "a") as file:
+                file.write(json.dumps(row) + "\n")
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
         if bar.disable:
             print(f"step {self.step}/{self.args.steps} {shown} {rate:.0f} images/s", flush=True)

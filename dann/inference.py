@@ -17,6 +17,7 @@ from common.checkpoint import RELEASED
 from common.cli import Parser, add_device_flags, run_main
 from common.datasets import DIGIT_SIZE, load_readable
 from common.device import select_device
+from common.distributed import rank
 from common.errors import UserError
 from dann.predict import load_network, predict
 
@@ -66,6 +67,8 @@ def write_csv(path: Path, names: list[str], labels: list[int]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
+    if rank():
+        return 0  # one process reads them all: decoding takes most of the time, and has threads
     if args.out.exists():
         raise UserError(f"{args.out} exists already: remove it or name another file")
     device = select_device(args.device)

@@ -31,7 +31,7 @@ def pseudo_labels(teacher: DANN, images: Tensor, balance: bool) -> tuple[Tensor,
         balance: align what it reads in the batch with equally many of each digit.
     """
     for module in teacher.modules():
-        module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm)
     return decide(teacher.classifier(teacher.features(images)).float().softmax(1), balance)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from common.batches import Batches
 from common.cli import (
     Parser,
+    add_sync_bn_flag,
     add_training_flags,
     describe,
     non_negative_int,
@@ -40,6 +41,17 @@ from common.cli import (
 )
 from common.datasets import DOMAINS, ImageSet, load_digits
 from common.device import autocast, place, seed_everything, select_device, select_dtype
+from common.distributed import (
+    average_gradients,
+    average_statistics,
+    first_alone,
+    join,
+    own_draws,
+    rank,
+    share,
+    sync_batch_norm,
+    world_size,
+)
 from common.ema import EMA
 from common.errors import UserError
 from common.images import grid, save_picture, to_uint8
@@ -65,6 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add_training_flags(parser, steps=2000, batch_size=128)
+    add_sync_bn_flag(parser)
     domains = (*DOMAINS, *(f"builtin-{domain}" for domain in DOMAINS))
     parser.add_argument("--source", choices=domains, default="mnistm", help="domain with labels")
     parser.add_argument("--target", choices=domains, default="usps", help="domain to adapt to")
@@ -96,8 +109,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--no-adversary without --teacher leaves nothing to adapt with: use --mode source")
     if args.source == args.target:
         parser.error(f"--source and --target: got {args.source} twice, expected two domains")
-    if args.batch_size < 2:
-        parser.error("--batch-size: got 1, expected at least 2 (batch normalisation needs two images)")
+    if args.batch_size < 2 * world_size():
+        parser.error(f"--batch-size: got {args.batch_size}, expected at least {2 * world_size()} "
+                     "(batch normalisation needs two images)")
     if args.out is None:
         name = "-".join(filter(None, ("dann", args.source, args.target, args.mode, args.recipe)))
         args.out = Path("runs") / name
@@ -149,6 +163,8 @@ def train_step(model: DANN, optimiser: torch.optim.Optimizer, images: Tensor, la
         loss = loss + metrics["pseudo_loss"]
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    average_gradients(model)
+    average_statistics(model)
     optimiser.step()
     return metrics
 
@@ -223,9 +239,11 @@ def train(args: argparse.Namespace) -> None:
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
     labelled_domain = args.target if args.mode == "target" else args.source
-    labelled = load_digits(args.data, labelled_domain, "train")
-    unlabelled = load_digits(args.data, args.target, "train").images if args.mode == "dann" else None
-    scored = held_out(args.data, args.target)
+    join(device)
+    with first_alone():
+        labelled = load_digits(args.data, labelled_domain, "train")
+        unlabelled = load_digits(args.data, args.target, "train").images if args.mode == "dann" else None
+        scored = held_out(args.data, args.target)
     resolve_steps(args, min(len(images) for images in (labelled.images, unlabelled) if images is not None))
     if args.dry_run:
         print(describe(args))
@@ -233,6 +251,8 @@ def train(args: argparse.Namespace) -> None:
 
     seed_everything(args.seed)
     model = place(DANN(), device)
+    if args.sync_bn:
+        model = sync_batch_norm(model, device)
     teacher = EMA(model, DECAY, copy_buffers=False) if args.teacher else None
     kept = model if teacher is None else teacher.module
     optimiser = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
@@ -261,24 +281,31 @@ def train(args: argparse.Namespace) -> None:
         progress = step / args.steps
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(args.lr, args.lr_decay, progress)
-        index = batches.next().to(device)
-        x, target_x, pseudo = augmented(images[index], labelled_domain), None, None
-        if unlabelled is not None:
-            target_images = unlabelled[target_batches.next().to(device)]
-            target_x = augmented(target_images, args.target)
-            if teacher is not None:
-                with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(target_images, args.standardise), args.balance)
-        run.record(train_step(model, optimiser, x, labels[index], target_x, pseudo, args.adversary, progress, dtype))
+        index = share(batches.next()).to(device)
+        with own_draws():
+            x, target_x, pseudo = augmented(images[index], labelled_domain), None, None
+            if unlabelled is not None:
+                target_images = unlabelled[share(target_batches.next()).to(device)]
+                target_x = augmented(target_images, args.target)
+                if teacher is not None:
+                    clean = network_input(target_images, args.standardise)
+                    with autocast(device, dtype):
+                        pseudo = pseudo_labels(teacher.module, clean, args.balance)
+            metrics = train_step(model, optimiser, x, labels[index], target_x, pseudo, args.adversary, progress, dtype)
+        run.record(metrics)
         if teacher is not None:
+            average_statistics(teacher.module)
             teacher.update(model)
         if run.due(args.sample_every):
             scores.add(kept, step + 1)
             model.train()
             shown = [x[:PREVIEW]] if target_x is None else [x[:PREVIEW], target_x[:PREVIEW]]
             contrast = 0.5 if args.standardise else 1  # standardised images reach further than a picture's range
-            save_picture(grid(to_uint8(contrast * torch.cat(shown)), 8, scale=2), run.sample_path())
+            if rank() == 0:
+                save_picture(grid(to_uint8(contrast * torch.cat(shown)), 8, scale=2), run.sample_path())
 
+    if rank():
+        return
     changes = [describe_change(name, getattr(args, name)) for name, value in RECIPES[args.recipe].items()
                if getattr(args, name) != value]
     settings = {name: getattr(args, name) for name in ("data", "source", "target", "mode", "recipe", "seed")}

@@ -3,9 +3,9 @@
     python -m diffusion.inference OUT
 
 The noise of an image depends on the seed, its digit and its number alone. Images that the same settings
-already wrote into OUT are kept, so a stopped run is finished by the next. `--grid` draws the report's 10x10
-picture (a row a digit) instead, `--gif` the same as it comes out of the noise, and `--process` the report's six
-frames of the first image (t = 0, 200, ..., 1000).
+already wrote into OUT are kept, so a stopped run is finished by the next; several processes share the batches.
+`--grid` draws the report's 10x10 picture (a row a digit) instead, `--gif` the same as it comes out of the noise,
+and `--process` the report's six frames of the first image (t = 0, 200, ..., 1000).
 """
 
 import argparse
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
 from common.cli import Parser, add_device_flags, non_negative_float, non_negative_int, positive_int, run_main
 from common.device import autocast, place, select_device, select_dtype
+from common.distributed import join, rank, wait_for_all, world_size
 from common.images import generator_for, grid, save_gif, save_image, save_picture, still_missing, to_uint8
 from diffusion.samplers import Denoiser, Noise, State, ddim, ddpm, dpm_solver_pp, guided_denoiser, heun
 from diffusion.schedule import Schedule, make_schedule
@@ -91,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
+    join(device)
+    if rank() and args.picture:
+        return 0  # a picture is the work of one process
     model_args, weights = load_weights(args.weights, KIND)
     model = ConditionalUNet(model_args["width"])
     load_into(model, weights, args.weights)
@@ -131,11 +135,15 @@ def main(argv: list[str] | None = None) -> int:
              f"steps={args.steps} guidance={args.guidance:g} "
              f"interval={args.guidance_interval[0]}-{args.guidance_interval[1]} dtype={dtype}")
     missing = still_missing(args.out, names, stamp)
-    with tqdm(total=len(names), initial=len(names) - len(missing), unit="image", disable=None) as bar:
-        for batch in (missing[i:i + args.batch_size] for i in range(0, len(missing), args.batch_size)):
+    wait_for_all()  # before one of them writes what another would not miss
+    mine = [i for i in missing if i // args.batch_size % world_size() == rank()]
+    done = len(names) - len(missing)
+    with tqdm(total=done + len(mine), initial=done, unit="image", disable=rank() > 0 or None) as bar:
+        for batch in (mine[i:i + args.batch_size] for i in range(0, len(mine), args.batch_size)):
             for i, image in zip(batch, draw([pairs[i] for i in batch]), strict=True):
                 save_image(image, args.out / names[i], stamp)
             bar.update(len(batch))
+    wait_for_all()
     print(f"{len(names)} images in {args.out}, {len(missing)} of them made now")
     return 0
 

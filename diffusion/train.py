@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.batches import Batches
+from common.batches import Batches, MicroBatches
 from common.cli import (
     Parser,
     add_training_flags,
@@ -29,6 +29,7 @@ from common.cli import (
 )
 from common.datasets import load_digits
 from common.device import autocast, place, seed_everything, select_device, select_dtype
+from common.distributed import average_gradients, first_alone, join, rank, share
 from common.ema import EMA
 from common.errors import UserError
 from common.images import grid, save_picture, seeded_normal, to_float, to_uint8
@@ -90,22 +91,29 @@ def initial_weights(path: Path, args: argparse.Namespace) -> dict[str, Tensor]:
 
 
 def train_step(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor,
-               labels: Tensor, args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Tensor]:
+               labels: Tensor, micro_batches: MicroBatches, args: argparse.Namespace,
+               dtype: torch.dtype) -> dict[str, Tensor]:
     """Take one step of DDPM algorithm 1 with label dropout; return 0-d metrics.
 
     Args:
-        x_0: (B, 3, 28, 28) float32 in [-1, 1].
+        x_0: (B, 3, 28, 28) float32 in [-1, 1], the whole batch where several processes share it.
         labels: (B,) int64.
     """
+    # Drawn for the whole batch: the step is the same for any number of processes, but for rounding.
     t = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
     keep = torch.rand(len(x_0), device=x_0.device) >= args.label_dropout
+    x_0, labels, t, noise, keep = map(share, (x_0, labels, t, noise, keep))
 
-    with autocast(x_0.device, dtype):
-        loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels, keep), schedule, x_0, t, noise,
-                              args.prediction, args.min_snr)
-    optimiser.zero_grad(set_to_none=True)
-    loss.mean().backward()
+    def backward(part: slice) -> Tensor:
+        with autocast(x_0.device, dtype):
+            loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels[part], keep[part]), schedule, x_0[part],
+                                  t[part], noise[part], args.prediction, args.min_snr)
+        (loss.sum() / len(x_0)).backward()
+        return loss.detach()
+
+    loss = micro_batches.run(backward, optimiser.zero_grad, len(x_0))
+    average_gradients(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
     ema.update(model)
@@ -128,7 +136,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    digits = load_digits(args.data, args.domain, "train")
+    join(device)
+    with first_alone():
+        digits = load_digits(args.data, args.domain, "train")
     resolve_steps(args, len(digits.images))
     if args.dry_run:
         print(describe(args))
@@ -142,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint.load_into(model, initial_weights(args.init, args), args.init)
     ema = EMA(model, args.ema_decay)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
-    batches = Batches(len(images), args.batch_size, args.seed)
+    batches, micro_batches = Batches(len(images), args.batch_size, args.seed), MicroBatches()
     if args.compile:
         model.compile()
 
@@ -154,8 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args)
         run.record(train_step(model, ema, optimiser, schedule, to_float(images[index]), all_labels[index],
-                              args, dtype))
-        if run.due(args.sample_every):
+                              micro_batches, args, dtype))
+        if run.due(args.sample_every) and rank() == 0:
             picture = preview(ema.module, schedule, args.prediction, args.seed, dtype)
             save_picture(grid(picture, PREVIEW_COLUMNS, scale=2), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")

@@ -5,8 +5,8 @@
 Image i depends on the seed and on i alone: the averaged weights run in float32 and eval mode. Convolutions
 can round differently in batches of different sizes, so image i always comes from the same whole block of 50,
 however many are asked for. Images that the same settings already wrote into OUT are kept, so a stopped run
-is finished by the next. `--grid 32` draws the report's picture of the first 32 into the file OUT instead, and
-`--interpolate` eight walks from face to face as an endless animation.
+is finished by the next; several processes share the blocks. `--grid 32` draws the report's picture of the first
+32 into the file OUT instead, and `--interpolate` eight walks from face to face as an endless animation.
 
 `--truncation T` keeps every number of z within T (Brock et al. 2019, arXiv:1809.11096, sec. 3.1): more usual
 faces, less variety.
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
 from common.cli import Parser, add_device_flags, non_negative_int, positive_float, positive_int, run_main
 from common.device import place, select_device
+from common.distributed import join, rank, wait_for_all, world_size
 from common.images import grid, save_gif, save_image, save_picture, seeded_normal, still_missing, to_uint8
 from gan.models import KINDS, build_generator
 
@@ -93,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     device = select_device(args.device)
+    join(device)
+    if rank() and (args.grid or args.interpolate):
+        return 0  # a picture is the work of one process
     model_args, weights = load_weights(args.weights, KINDS[args.model])
     generator = build_generator(model_args)
     load_into(generator, weights, args.weights)
@@ -123,12 +127,16 @@ def main(argv: list[str] | None = None) -> int:
     names = [f"{i:04d}.png" for i in range(args.n)]
     stamp = f"{KINDS[args.model]} weights={sha256(args.weights)[:16]} seed={args.seed} truncation={args.truncation:g}"
     missing = still_missing(args.out, names, stamp)
-    with tqdm(total=args.n, initial=args.n - len(missing), unit="image", disable=None) as bar:
-        for block, numbers in groupby(missing, lambda i: i // BLOCK):
+    wait_for_all()  # before one of them writes what another would not miss
+    mine = [i for i in missing if i // BLOCK % world_size() == rank()]
+    done = args.n - len(missing)
+    with tqdm(total=done + len(mine), initial=done, unit="image", disable=rank() > 0 or None) as bar:
+        for block, numbers in groupby(mine, lambda i: i // BLOCK):
             images = draw(block)
             for i in numbers:
                 save_image(images[i % BLOCK], args.out / names[i], stamp)
                 bar.update()
+    wait_for_all()
     print(f"{args.n} images in {args.out}, {len(missing)} of them made now")
     return 0
 

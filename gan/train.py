@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from common.batches import Batches
 from common.cli import (
     Parser,
+    add_sync_bn_flag,
     add_training_flags,
     describe,
     fraction,
@@ -28,6 +29,16 @@ from common.cli import (
 )
 from common.datasets import load_faces
 from common.device import autocast, place, seed_everything, select_device, select_dtype
+from common.distributed import (
+    average_gradients,
+    average_statistics,
+    first_alone,
+    join,
+    own_draws,
+    rank,
+    share,
+    sync_batch_norm,
+)
 from common.ema import EMA
 from common.images import grid, save_picture, seeded_normal, to_float, to_uint8
 from common.runlog import Run
@@ -47,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add_training_flags(parser, steps=30_000, batch_size=64)
+    add_sync_bn_flag(parser)
     parser.add_argument("--model", choices=KINDS, required=True)
     parser.add_argument("--width", metavar="N", type=positive_int, default=64,
                         help="channels of the largest maps (default: the report's 64)")
@@ -87,6 +99,7 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
     d_loss = d_loss_of(real_logits, fake_logits)
     d_optimiser.zero_grad(set_to_none=True)
     d_loss.backward()
+    average_gradients(discriminator)
     d_optimiser.step()
 
     # G: the same fakes before the new D, as in DCGAN's own code; they still are what G draws.
@@ -94,7 +107,9 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
         g_loss = g_loss_of(discriminator(shown(fake)))
     g_optimiser.zero_grad(set_to_none=True)
     g_loss.backward(inputs=list(generator.parameters()))
+    average_gradients(generator)
     g_optimiser.step()
+    average_statistics(generator, discriminator)
     g_ema.update(generator)
     return {"d_loss": d_loss, "g_loss": g_loss, "d_real": real_logits.sigmoid().mean(),
             "d_fake": fake_logits.sigmoid().mean(), **gammas("g", generator), **gammas("d", discriminator)}
@@ -118,7 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    faces = load_faces(args.data, "train")
+    join(device)
+    with first_alone():
+        faces = load_faces(args.data, "train")
     resolve_steps(args, len(faces.images))
     if args.dry_run:
         print(describe(args))
@@ -129,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     model_args = {"model": args.model, "width": args.width}
     generator = place(build_generator(model_args), device)
     discriminator = place(build_discriminator(model_args), device)
+    if args.sync_bn:
+        generator, discriminator = (sync_batch_norm(network, device) for network in (generator, discriminator))
     g_ema = EMA(generator, args.ema_decay)
     betas = BETAS[args.model]
     g_optimiser = torch.optim.Adam(generator.parameters(), lr=args.g_lr, betas=betas, fused=True)
@@ -144,9 +163,11 @@ def main(argv: list[str] | None = None) -> int:
                      "g_optimiser": g_optimiser, "d_optimiser": d_optimiser, "batches": batches},
               weights=g_ema.module)
     for _ in run.steps():
-        real = to_float(images[batches.next().to(device)])
-        run.record(train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, real, args, dtype))
-        if run.due(args.sample_every):
+        real = to_float(images[share(batches.next()).to(device)])
+        with own_draws():
+            metrics = train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, real, args, dtype)
+        run.record(metrics)
+        if run.due(args.sample_every) and rank() == 0:
             save_picture(grid(preview(g_ema.module, fixed_z, dtype), PREVIEW_COLUMNS), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0

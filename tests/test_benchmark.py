@@ -1,44 +1,119 @@
 """The benchmark: plain and ours see the same images, and its figures are what the clock says."""
 
 import json
+import tracemalloc
 
 import pytest
 import torch
+from PIL import Image
 
-from common.datasets import ImageSet
-from scripts import benchmark
+from common.datasets import ImageSet, load_digits, load_readable
+from common.errors import UserError
+from dann.networks import DANN
+from scripts import benchmark, plain, scaling
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_digits(monkeypatch):
+    some = ImageSet(torch.randint(0, 256, (16, 3, 28, 28), dtype=torch.uint8), torch.arange(16) % 10, [""] * 16)
+    for module in (benchmark, plain):
+        monkeypatch.setattr(module, "some_digits", lambda domain: some)
 
 
 def test_both_loops_see_the_same_images():
     images = torch.randint(0, 256, (8, 3, 28, 28), dtype=torch.uint8)
     some = ImageSet(images, torch.arange(8), [""] * 8)
-    plain, labels = next(benchmark.plain_batches(some, 8, CPU))
+    theirs, labels = next(plain.plain_batches(some, 8, CPU))
     ours, our_labels = next(benchmark.our_batches(some, 8, CPU))
     assert sorted(labels.tolist()) == sorted(our_labels.tolist()) == list(range(8))
-    torch.testing.assert_close(plain[labels.argsort()], images / 127.5 - 1)
+    torch.testing.assert_close(theirs[labels.argsort()], images / 127.5 - 1)
     assert torch.equal(ours[our_labels.argsort()], images)
 
 
 def test_ratio_is_the_median_of_rounds(monkeypatch):
-    readings = iter([10, 30, 10, 20, 10, 80])  # plain and ours of three rounds
-    monkeypatch.setattr(benchmark, "images_per_second", lambda work, device, seconds: next(readings))
-    row = benchmark.compare(lambda: 1, lambda: 1, CPU, rounds=3, seconds=1)
-    assert row == {"plain": 10, "ours": 30, "ratio": 3, "ratio_min": 2, "ratio_max": 8}
+    readings = iter([(10, 0.5), (30, 0.1), (10, 0.75), (20, 0.0), (10, 1.0), (80, 0.2)])  # plain and ours, 3 rounds
+    monkeypatch.setattr(benchmark, "measure", lambda work, device, seconds: next(readings))
+    work = plain.Work(lambda: 1)
+    row = benchmark.compare(work, work, CPU, rounds=3, seconds=1)
+    assert row == {"plain": 10, "ours": 30, "ratio": 3, "ratio_min": 2, "ratio_max": 8,
+                   "plain_waiting": 0.75, "ours_waiting": 0.1}
 
 
-def test_images_per_second_counts_what_the_work_says():
-    clock = iter([0.0, 1.0, 2.0, 4.0])
+def test_measure_counts_what_the_work_says_and_how_long_it_waits():
+    # A start, then for each of two steps a look at the clock and one before and after the data, a last look, the end.
+    clock = iter([0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 2.5, 3.0, 4.0])
+    batches = plain.Stopwatch(iter([6, 6]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-        assert benchmark.images_per_second(lambda: 6, CPU, seconds=3) == 3  # two calls in four seconds
+        rate, waiting = benchmark.measure(plain.Work(lambda: next(batches), (batches,)), CPU, seconds=3)
+    assert (rate, waiting) == (3, 1.5 / 4)  # twelve images in four seconds
 
 
-def test_command_writes_its_figures(tmp_path, monkeypatch, capsys):
+def test_a_step_of_a_sampler_is_its_share_of_the_images():
+    states = iter(range(100))
+    chain = plain.sampling(lambda: (next(states) for _ in range(5)), 4)  # noise and four steps
+    assert sum(chain.step() for _ in range(8)) == 2 * plain.EVALUATION_BATCH_SIZE
+    assert next(states) == 10  # two whole chains
+
+
+def test_the_prediction_for_one_process_is_the_measurement_and_the_link_costs():
+    alone = benchmark.epochs_per_hour(500, 50, 10**9, 1, 1e9)
+    assert alone == pytest.approx(3600 * 500 / benchmark.EPOCH)
+    # A step of 0.1 s, and 2 * 3/4 of a second for the gradients.
+    assert benchmark.epochs_per_hour(500, 50, 10**9, 4, 1e9) == pytest.approx(4 * alone * 0.1 / 1.6)
+
+
+def test_command_writes_figures_tables_and_a_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "PAIRS", {"DANN training": benchmark.PAIRS["DANN training"]})
-    monkeypatch.setattr(benchmark, "BATCH_SIZE", {"dann": 4})
+    monkeypatch.setitem(plain.BATCH_SIZE, "dann", 4)
+    monkeypatch.setattr(benchmark, "in_fresh_process", lambda function, *args: function(*args))
     assert benchmark.main(["--quick", "--device", "cpu", "--out", str(tmp_path / "b.json")]) == 0
     figures = json.loads((tmp_path / "b.json").read_text())
-    assert figures["images_per_second"]["DANN training"]["ratio"] > 0 and figures["rounds"] == 1
-    assert "DANN training" in capsys.readouterr().out
+    row = figures["images_per_second"]["DANN training"]
+    assert row["ratio"] > 0 and figures["rounds"] == 1 and figures["matrix_product"] > 0
+    assert 0 < row["ours_waiting"] < 1 and 0 < row["plain_waiting"] < 1
+    # The two do the same arithmetic, but for the grid of our augmentation.
+    assert row["fresh_ours"]["operations"] == pytest.approx(row["fresh_plain"]["operations"], rel=0.05)
+    costs = figures["costs"]["DANN training"]
+    assert costs["batch_size"] == 8 and costs["gradient_bytes"] == 4 * sum(p.numel() for p in DANN().parameters())
+    said, table = capsys.readouterr().out, (tmp_path / "b.md").read_text()
+    assert "DANN training" in said and "| DANN training | " in table and "predicted and not measured" in table
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_out_is_json():
+    with pytest.raises(UserError, match=r"--out: got b\.txt, expected a name that ends in \.json"):
+        benchmark.parse_args(["--out", "b.txt"])
+
+
+def test_scaling_measures_loading_and_batches_and_draws_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "QUICK_SIZES", (3, 6))
+    monkeypatch.setattr(scaling, "DISTINCT", 4)  # the last two are links
+    monkeypatch.setattr(scaling, "QUICK_BATCHES", (4,))
+    monkeypatch.setattr(benchmark, "TRAINERS", {"dann": "DANN training"})
+    monkeypatch.setitem(plain.BATCH_SIZE, "dann", 4)
+    monkeypatch.setattr(benchmark, "in_fresh_process", lambda function, *args: function(*args))
+    assert benchmark.main(["--scaling", "--quick", "--device", "cpu", "--out", str(tmp_path / "s.json")]) == 0
+    figures = json.loads((tmp_path / "s.json").read_text())
+    assert list(figures["loading"]) == ["3", "6"] and figures["loading"]["6"]["second"]["seconds"] > 0
+    assert figures["batches"]["DANN training"]["4"]["images_per_second"] > 0
+    assert "loading       6 PNGs: first " in capsys.readouterr().out
+    with Image.open(tmp_path / "s.png") as picture:
+        assert picture.format == "PNG"
+
+
+@pytest.mark.parametrize("load", [
+    lambda data: load_digits(data, "mnistm", "train").images,
+    lambda data: load_readable(data / "digits" / "mnistm" / "data", 28)[0].images,
+])
+def test_loading_takes_a_tenth_more_memory_than_the_images(tmp_path, load):
+    scaling.write_digits(tmp_path, 600)
+    for _ in range(2):  # decoded, and from the cache
+        tracemalloc.start()
+        images = load(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(images) == 600 and peak < 1.1 * images.nbytes

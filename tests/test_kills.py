@@ -46,7 +46,7 @@ def train(module: str, argv: list[str], log: Path) -> None:
 def start(tmp_path_factory):
     """Start a trainer; returns its process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{task}.train" for task in TRAINERS])
+    context.set_forkserver_preload([*(f"{task}.train" for task in TRAINERS), "torch._dynamo"])
     log = tmp_path_factory.mktemp("log") / "log.txt"
 
     def start(task: str, out: Path, steps: int) -> multiprocessing.Process:

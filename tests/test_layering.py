@@ -136,6 +136,19 @@ def test_importing_reads_no_data_and_opens_no_socket(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+# What takes long to import, and which modules cannot do without: common.prepare reads torchvision's formats.
+SLOW = {"torchvision", "torch._dynamo", "matplotlib", "sklearn", "scipy.io", "pandas"}
+IMPORT_FAST = "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]]; print(*sys.modules)"
+
+
+def test_commands_start_without_what_only_some_of_their_work_needs():
+    modules = sorted(MODULES - {"common.prepare", "common.builtin"})
+    done = subprocess.run([sys.executable, "-c", IMPORT_FAST, *modules], cwd=PROJECT, capture_output=True, text=True,
+                          timeout=300, check=True)
+    assert set(modules) <= set(done.stdout.split())
+    assert not SLOW & set(done.stdout.split())
+
+
 def public(tree):
     """Yield (name, node) of the public classes, functions and methods of a file."""
     for node in tree.body:

@@ -4,6 +4,7 @@ import argparse
 import errno
 
 import pytest
+import torch
 
 from common import cli
 from common.errors import UserError
@@ -104,6 +105,8 @@ def test_a_command_exits_with_its_result(result, code):
     (UserError("no folder x: give another"), "error: no folder x: give another\n"),
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"),
      "error: [Errno 28] No space left on device: '/x/y'\n"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+     "error: the GPU's memory is full: take a smaller --batch-size, or --precision bf16\n"),
 ])
 def test_a_mistake_is_one_line_on_stderr_and_code_2(capsys, error, line):
     def main():

@@ -39,6 +39,14 @@ def test_with_a_gpu_auto_takes_it_and_cpu_does_not(monkeypatch):
             setting.allow_tf32 = value
 
 
+def test_a_process_without_a_gpu_of_its_own_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="process 2 of this machine finds 1 GPUs: use --nproc_per_node 1"):
+        device.select_device("auto")
+
+
 @pytest.mark.parametrize(("capabilities", "expected"), [
     ({}, torch.float32),
     ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),

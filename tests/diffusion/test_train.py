@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from common.batches import MicroBatches
 from common.ema import EMA
 from common.errors import UserError
 from common.runlog import Run, read_metrics
@@ -121,7 +122,7 @@ def test_one_step_by_hand():
     x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
 
     torch.manual_seed(1)
-    metrics = train.train_step(model, ema, optimiser, schedule, x_0, labels, args, torch.float32)
+    metrics = train.train_step(model, ema, optimiser, schedule, x_0, labels, MicroBatches(), args, torch.float32)
 
     torch.manual_seed(1)
     t = torch.randint(0, 1000, (6,))
@@ -144,6 +145,37 @@ def test_one_step_by_hand():
     torch.testing.assert_close(ema.module.state_dict()[name], expected)
 
 
+def test_a_batch_that_does_not_fit_is_computed_in_parts(capsys):
+    args, schedule = train.parse_args(["--width", "4"]), make_schedule("cosine")
+    torch.manual_seed(0)
+    networks = [ConditionalUNet(4)]
+    networks.append(copy.deepcopy(networks[0]))
+    x_0, labels = torch.rand(7, 3, 28, 28) * 2 - 1, torch.arange(7)
+    sizes, metrics = [], []
+
+    def full(module, inputs):
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > 2 or len(sizes) == 4:  # once more when gradients of other parts are there already
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    networks[1].register_forward_pre_hook(full)
+    for model in networks:
+        torch.manual_seed(1)
+        optimiser, micro_batches = torch.optim.AdamW(model.parameters()), MicroBatches()
+        metrics.append(train.train_step(model, EMA(model, 0.9), optimiser, schedule, x_0, labels, micro_batches,
+                                        args, torch.float32))
+    assert sizes == [7, 4, 2, 2] + [1] * 7 and micro_batches.size == 1
+    gradients = ({name: p.grad for name, p in model.named_parameters()} for model in networks)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-6)
+    assert "batches of 7 are computed 2 images at a time" in capsys.readouterr().out
+
+    networks[1].register_forward_pre_hook(lambda module, inputs: full(module, [range(9)]))
+    with pytest.raises(UserError, match="full with one image a time: take a smaller --width"):
+        train.train_step(networks[1], EMA(model, 0.9), optimiser, schedule, x_0, labels, micro_batches, args,
+                         torch.float32)
+
+
 def test_overfits_one_batch():
     torch.manual_seed(0)
     args = train.parse_args(["--width", "8"])
@@ -151,7 +183,8 @@ def test_overfits_one_batch():
     ema = EMA(model, 0.9)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     x_0, labels = (torch.rand(4, 3, 1, 1) * 2 - 1).expand(4, 3, 28, 28), torch.arange(4)
-    losses = [train.train_step(model, ema, optimiser, schedule, x_0, labels, args, torch.float32)["loss"].item()
+    whole = MicroBatches()
+    losses = [train.train_step(model, ema, optimiser, schedule, x_0, labels, whole, args, torch.float32)["loss"].item()
               for _ in range(60)]
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
