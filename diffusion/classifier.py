@@ -76,6 +76,11 @@ def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int 
     return model.eval()
 
 
+def default_path(data: str, domain: str) -> Path:
+    """Return where the classifier of a digit set is kept."""
+    return Path("runs") / f"classifier-{Path(data).name}-{domain}.pt"
+
+
 def load_or_train(path: Path, digits: ImageSet, device: torch.device, dtype: torch.dtype) -> DigitClassifier:
     """Return the classifier kept at `path`; train it on `digits` and keep it there if there is none."""
     if path.exists():
@@ -83,6 +88,7 @@ def load_or_train(path: Path, digits: ImageSet, device: torch.device, dtype: tor
         model = DigitClassifier()
         load_into(model, weights, path)
         return place(model, device).eval()
+    print(f"training the digit classifier once, kept as {path}", flush=True)
     model = train(digits, device, dtype)
     checkpoint.save(path, {"kind": KIND, "model_args": {}, "weights": model.state_dict()})
     return model

@@ -23,7 +23,7 @@ from common.device import select_device, select_dtype
 from common.errors import UserError
 from common.images import grid, save_picture
 from common.metrics import frechet_distance, mean_pairwise_distance, memorisation
-from diffusion.classifier import load_or_train, predict
+from diffusion.classifier import default_path, load_or_train, predict
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="PATH", type=Path, help="write the scores there as JSON as well")
     args = parser.parse_args(argv)
     if args.classifier is None:
-        args.classifier = Path("runs") / f"classifier-{Path(args.data).name}-{args.domain}.pt"
+        args.classifier = default_path(args.data, args.domain)
     return args
 
 
@@ -101,8 +101,6 @@ def main(argv: list[str] | None = None) -> int:
     made = load_folder(args.folder, DIGIT_SIZE)
     labels = digits_of(made.names)
     real = load_digits(args.data, args.domain, "val")
-    if not args.classifier.exists():
-        print(f"training the digit classifier once, kept as {args.classifier}", flush=True)
     train_set = load_digits(args.data, args.domain, "train")
     classifier = load_or_train(args.classifier, train_set, device, dtype)
 

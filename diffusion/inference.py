@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
@@ -20,7 +21,7 @@ from common.cli import Parser, add_device_flags, non_negative_float, non_negativ
 from common.device import autocast, place, select_device, select_dtype
 from common.distributed import join, rank, wait_for_all, world_size
 from common.images import generator_for, grid, save_gif, save_image, save_picture, still_missing, to_uint8
-from diffusion.samplers import Denoiser, Noise, State, ddim, ddpm, dpm_solver_pp, guided_denoiser, heun
+from diffusion.samplers import Noise, State, ddim, ddpm, dpm_solver_pp, guided_denoiser, heun
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
@@ -80,11 +81,31 @@ def image_noise(seeds: list[tuple[int, ...]], device: torch.device) -> Noise:
     return lambda: torch.stack([torch.randn(3, 28, 28, generator=g) for g in generators]).to(device)
 
 
-def chain(args: argparse.Namespace, denoise: Denoiser, schedule: Schedule, noise: Noise) -> Iterator[State]:
-    """Return the sampler that the flags name."""
-    if args.sampler == "ddpm":
-        return ddpm(denoise, schedule, noise)
-    return SAMPLERS[args.sampler](denoise, schedule, noise, args.steps)
+def load_network(path: Path, device: torch.device) -> tuple[ConditionalUNet, Schedule, str]:
+    """Return a checkpoint's network in eval mode, its schedule, and what it predicts."""
+    model_args, weights = load_weights(path, KIND)
+    network = ConditionalUNet(model_args["width"])
+    load_into(network, weights, path)
+    return place(network, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args["prediction"]
+
+
+def chain(network: nn.Module, schedule: Schedule, prediction: str, args: argparse.Namespace,
+          pairs: list[tuple[int, int]], device: torch.device, dtype: torch.dtype) -> Iterator[State]:
+    """Run the sampler that the flags name.
+
+    Args:
+        network, schedule, prediction: from `load_network`.
+        args: from `parse_args`; sampler, steps, guidance, guidance_interval and seed count here.
+        pairs: the digit and the number of each image.
+    """
+    labels = torch.tensor([digit for digit, _ in pairs], device=device)
+    denoise = guided_denoiser(network, schedule, labels, args.guidance, prediction, tuple(args.guidance_interval))
+    noise = image_noise([(args.seed, digit, number) for digit, number in pairs], device)
+    with autocast(device, dtype):
+        if args.sampler == "ddpm":
+            yield from ddpm(denoise, schedule, noise)
+        else:
+            yield from SAMPLERS[args.sampler](denoise, schedule, noise, args.steps)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,19 +116,10 @@ def main(argv: list[str] | None = None) -> int:
     join(device)
     if rank() and args.picture:
         return 0  # a picture is the work of one process
-    model_args, weights = load_weights(args.weights, KIND)
-    model = ConditionalUNet(model_args["width"])
-    load_into(model, weights, args.weights)
-    model = place(model, device).eval()
-    schedule = make_schedule(model_args["schedule"]).to(device)
+    network = load_network(args.weights, device)
 
     def states(pairs: list[tuple[int, int]]) -> Iterator[State]:
-        labels = torch.tensor([digit for digit, _ in pairs], device=device)
-        denoise = guided_denoiser(model, schedule, labels, args.guidance, model_args["prediction"],
-                                  tuple(args.guidance_interval))
-        noise = image_noise([(args.seed, digit, number) for digit, number in pairs], device)
-        with autocast(device, dtype):
-            yield from chain(args, denoise, schedule, noise)
+        return chain(*network, args, pairs, device, dtype)
 
     def draw(pairs: list[tuple[int, int]]) -> torch.Tensor:
         *_, last = states(pairs)

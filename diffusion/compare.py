@@ -1,0 +1,172 @@
+"""Compare samplers on the same weights, noise and digits: scores against network evaluations.
+
+    python -m diffusion.compare dpm-solver++:10:2 ddim:20:2 heun:5:2:200-800 --out report/samplers.json
+
+A setting is SAMPLER:STEPS:GUIDANCE, or SAMPLER:STEPS:GUIDANCE:LOW-HIGH for guidance at these times only. Each
+draws the images that `diffusion.inference` would and is scored as `diffusion.evaluate` does. An evaluation is one
+image's way through the network; where guidance is on, a step takes two. `--out` writes the scores as JSON, the table
+as Markdown and a plot of distance against evaluations; settings that the JSON has for these weights are kept.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from common.checkpoint import RELEASED, sha256
+from common.cli import Parser, add_data_flag, add_device_flags, positive_int, run_main
+from common.datasets import load_digits
+from common.device import select_device, select_dtype, synchronize
+from common.errors import UserError
+from common.images import to_uint8
+from diffusion import inference
+from diffusion.classifier import DigitClassifier, default_path, load_or_train, predict
+from diffusion.evaluate import score
+
+COLUMNS = ("sampler", "steps", "guidance", "evaluations an image", "accuracy", "Frechet distance", "variety",
+           "seconds")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    add_data_flag(parser)
+    add_device_flags(parser)
+    parser.add_argument("settings", metavar="SETTING", nargs="+", help="e.g. dpm-solver++:10:2, see above")
+    parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
+    parser.add_argument("--domain", default="mnistm")
+    parser.add_argument("--per-digit", metavar="N", type=positive_int, default=100)
+    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=100)
+    parser.add_argument("--out", metavar="PATH.json", type=Path)
+    args = parser.parse_args(argv)
+    if args.out is not None and args.out.suffix != ".json":
+        parser.error(f"--out: got {args.out}, expected a name that ends in .json")
+    args.settings = {setting: read_setting(setting) for setting in args.settings}
+    return args
+
+
+def read_setting(setting: str) -> argparse.Namespace:
+    """Return what `diffusion.inference` makes of a setting."""
+    parts = setting.split(":")
+    flags = ["-", "--sampler", parts[0]]
+    for flag, values in zip(("--steps", "--guidance", "--guidance-interval"), parts[1:], strict=False):
+        flags += [flag, *values.split("-")]
+    if not 3 <= len(parts) <= 4:
+        raise UserError(f"{setting}: expected SAMPLER:STEPS:GUIDANCE, or that and :LOW-HIGH")
+    try:
+        return inference.parse_args(flags)
+    except UserError as mistake:
+        raise UserError(f"{setting}: {mistake}") from None
+
+
+class Counted(nn.Module):
+    """A network that counts the images it has seen."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.images = network, 0
+
+    def forward(self, x: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
+        """Call the network."""
+        self.images += len(x)
+        return self.network(x, *args)
+
+
+def measure(network: tuple, setting: argparse.Namespace, per_digit: int, batch_size: int,
+            device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+    """Draw images with one setting.
+
+    Returns:
+        images (N, 3, 28, 28) uint8, their digits (N,) int64, and what they cost.
+    """
+    model, schedule, prediction = network
+    counted = Counted(model)
+    pairs = [(digit, number) for digit in range(10) for number in range(1, per_digit + 1)]
+    synchronize(device)
+    start, made = time.perf_counter(), []
+    for i in tqdm(range(0, len(pairs), batch_size), unit="batch", leave=False, disable=None):
+        *_, last = inference.chain(counted, schedule, prediction, setting, pairs[i:i + batch_size], device, dtype)
+        made.append(to_uint8(last.x).cpu())
+    return torch.cat(made), torch.tensor([digit for digit, _ in pairs]), {
+        "evaluations": counted.images / len(pairs), "seconds": time.perf_counter() - start}
+
+
+def to_markdown(rows: list[dict]) -> str:
+    """Lay the rows out as a table, the fewest evaluations first."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    for row in sorted(rows, key=lambda row: row["evaluations"]):
+        sampler, steps, guidance, *interval = row["setting"].split(":")
+        lines.append([sampler, steps, " at t = ".join([guidance, *interval]), f"{row['evaluations']:g}",
+                      f"{row['accuracy']:.1%}", f"{row['frechet']:.2f}", f"{row['variety']:.2f}",
+                      f"{row['seconds']:.0f}"])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw Frechet distance against evaluations, a line a sampler and guidance, and the floor of real images."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["evaluations"]):
+        sampler, _, *guidance = row["setting"].split(":")
+        lines.setdefault(f"{sampler}, guidance {' at t = '.join(guidance)}", []).append(
+            (row["evaluations"], row["frechet"]))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=name)
+    axes.axhline(rows[0]["frechet_real"], color="grey", linewidth=1, linestyle=":", label="real against real")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("network evaluations an image")
+    axes.set_ylabel("Frechet distance to validation digits")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    device = select_device(args.device)
+    dtype = select_dtype(device, args.precision)
+    network = inference.load_network(args.weights, device)
+    real = load_digits(args.data, args.domain, "val")
+    classifier: DigitClassifier = load_or_train(default_path(args.data, args.domain),
+                                                load_digits(args.data, args.domain, "train"), device, dtype)
+    real_features, _ = predict(classifier, real.images, device, dtype)
+
+    about = {"weights": sha256(args.weights), "domain": args.domain, "images": 10 * args.per_digit,
+             "device": str(device), "threads": torch.get_num_threads(), "dtype": str(dtype)}
+    rows: list[dict] = []
+    if args.out is not None and args.out.exists():
+        before = json.loads(args.out.read_text())
+        if before["about"] == about:
+            rows = before["rows"]
+    for setting, flags in args.settings.items():
+        if setting in (row["setting"] for row in rows):
+            continue
+        images, digits, cost = measure(network, flags, args.per_digit, args.batch_size, device, dtype)
+        features, predicted = predict(classifier, images, device, dtype)
+        scores = score(*map(np.asarray, (features, digits, predicted, real_features, real.labels)))
+        kept = {name: scores[name] for name in ("accuracy", "frechet", "frechet_real", "variety")}
+        rows.append({"setting": setting, **cost, **kept})
+        print(f"{setting}: {cost['evaluations']:g} evaluations an image, {cost['seconds']:.0f} s, "
+              f"accuracy {kept['accuracy']:.1%}, Frechet distance {kept['frechet']:.2f}, "
+              f"variety {kept['variety']:.2f}", flush=True)
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+            args.out.with_suffix(".md").write_text(to_markdown(rows))
+            plot(rows, args.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

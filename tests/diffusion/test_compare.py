@@ -1,0 +1,82 @@
+"""The sampler table: settings, costs, what is kept, and the same images as inference draws."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import checkpoint
+from common.errors import UserError
+from common.images import to_uint8
+from diffusion import compare, inference
+from diffusion.unet import KIND, ConditionalUNet
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.pt"
+    checkpoint.save(path, {"kind": KIND, "model_args": {"width": 4, "prediction": "velocity", "schedule": "cosine"},
+                           "weights": ConditionalUNet(4).state_dict()})
+    return path
+
+
+@pytest.fixture
+def run(digits_dir, weights, tmp_path, monkeypatch):
+    """Run the command with two images a digit."""
+    monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*settings, **flags):
+        argv = [*settings, "--data", str(digits_dir), "--weights", str(weights), "--per-digit", "2",
+                "--precision", "fp32", "--device", "cpu", "--out", "table/samplers.json"]
+        assert compare.main(argv) == 0
+        return json.loads((tmp_path / "table" / "samplers.json").read_text())["rows"]
+
+    return run
+
+
+def test_evaluations_are_counted(run):
+    rows = run("dpm-solver++:3:1", "ddim:3:2", "heun:2:2", "ddim:4:2:0-500")
+    assert [row["evaluations"] for row in rows] == [3, 6, 6, 6]  # guided at 2 of 4 steps: t = 499 and 249
+
+
+def test_rows_are_kept_for_the_same_weights_alone(run, weights, capsys):
+    first = run("ddim:2:1")
+    assert run("ddim:2:1", "ddim:3:1")[0] == first[0]  # seconds too: it was not drawn again
+    content = checkpoint.load(weights)
+    content["weights"]["outc.bias"] += 1
+    checkpoint.save(weights, content)
+    assert [row["setting"] for row in run("ddim:3:1")] == ["ddim:3:1"]
+
+
+def test_table_and_plot_stand_beside_the_scores(run, tmp_path):
+    run("ddim:2:2", "ddim:1:2", "dpm-solver++:2:1")
+    table = (tmp_path / "table" / "samplers.md").read_text().splitlines()
+    assert [line.split(" | ")[3] for line in table[2:]] == ["2", "2", "4"]
+    with Image.open(tmp_path / "table" / "samplers.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_images_are_those_of_inference(weights, tmp_path):
+    flags = inference.parse_args(["-", "--sampler", "ddim", "--steps", "3", "--guidance", "2"])
+    network = inference.load_network(weights, torch.device("cpu"))
+    images, digits, _ = compare.measure(network, flags, 1, 10, torch.device("cpu"), torch.float32)
+    inference.main([str(tmp_path / "out"), "--weights", str(weights), "--sampler", "ddim", "--steps", "3",
+                    "--guidance", "2", "--per-digit", "1", "--batch-size", "10", "--precision", "fp32"])
+    assert images.dtype == to_uint8(torch.zeros(1)).dtype and digits.tolist() == list(range(10))
+    for digit, image in enumerate(images):
+        with Image.open(tmp_path / "out" / f"{digit}_001.png") as picture:
+            assert (np.asarray(picture) == image.permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("ddim", "SAMPLER:STEPS:GUIDANCE"), ("ddim:5", "SAMPLER:STEPS:GUIDANCE"), ("euler:5:2", "euler"),
+    ("ddim:0:2", "--steps"), ("ddim:5:x", "--guidance"), ("ddim:5:2:9", "--guidance-interval"),
+    ("ddim:5:2:1-9:3", "SAMPLER:STEPS:GUIDANCE")])
+def test_a_bad_setting_is_named(setting, message):
+    with pytest.raises(UserError, match=message) as error:
+        compare.read_setting(setting)
+    assert str(error.value).startswith(setting)
