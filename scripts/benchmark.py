@@ -6,8 +6,9 @@
 Both train the same networks with the same batch size on the same embedded images. Every round times plain, then
 ours; the ratio is the median over rounds, its spread the smallest and largest round. Sampling compares the default
 sampler with the plain 1000 steps, so images that are equally good and not equal. Time to the first step, the memory
-it takes and its floating-point operations come from a fresh process each, after its imports; the operations are
-compared with those of a large matrix product on the same machine, which is what can be reached there.
+it takes and its floating-point operations come from a fresh process each, after its imports and with the images
+drawn; the operations are compared with those of a large matrix product on the same machine, which is what can be
+reached there.
 
 Beside the JSON file stand the figures as a plot and as tables, one of them the epochs an hour that several
 processes would reach: computed from the throughput of one, the size of the gradients and the bandwidth.
@@ -56,7 +57,7 @@ from diffusion.unet import ConditionalUNet
 from gan import train as gan_train
 from gan.models import build_discriminator, build_generator
 from scripts import plain, scaling
-from scripts.plain import BATCH_SIZE, EVALUATION_BATCH_SIZE, PngFiles, Stopwatch, Work, some_digits, some_faces
+from scripts.plain import BATCH_SIZE, EVALUATION_BATCH_SIZE, PngFiles, Stopwatch, Work, drawn
 
 EPOCH = 50_000  # images; MNIST-M's training set has 48,000
 PROCESSES = (1, 2, 4, 8, 64)
@@ -80,7 +81,7 @@ def our_diffusion_training(device: torch.device, dtype: torch.dtype) -> Work:
     model, schedule = place(ConditionalUNet(), device), make_schedule(args.schedule).to(device)
     ema, whole = EMA(model, args.ema_decay), MicroBatches()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    batches = Stopwatch(our_batches(some_digits("mnistm"), BATCH_SIZE["diffusion"], device))
+    batches = Stopwatch(our_batches(drawn()["mnistm"], BATCH_SIZE["diffusion"], device))
 
     def step() -> int:
         images, labels = next(batches)
@@ -98,7 +99,7 @@ def our_gan_training(device: torch.device, dtype: torch.dtype) -> Work:
     g_ema = EMA(generator, args.ema_decay)
     g_optimiser, d_optimiser = (torch.optim.Adam(network.parameters(), lr=lr, betas=(0.5, 0.999), fused=True)
                                 for network, lr in ((generator, args.g_lr), (discriminator, args.d_lr)))
-    batches = Stopwatch(our_batches(some_faces(), BATCH_SIZE["gan"], device))
+    batches = Stopwatch(our_batches(drawn()["face"], BATCH_SIZE["gan"], device))
 
     def step() -> int:
         images, _ = next(batches)
@@ -113,7 +114,7 @@ def our_dann_training(device: torch.device, dtype: torch.dtype) -> Work:
     model = place(DANN(), device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     pair = ("mnistm", "usps")
-    source, target = (Stopwatch(our_batches(some_digits(domain), BATCH_SIZE["dann"], device))
+    source, target = (Stopwatch(our_batches(drawn()[domain], BATCH_SIZE["dann"], device))
                       for domain in pair)
 
     def step() -> int:
@@ -167,7 +168,7 @@ def our_gan_sampling(device: torch.device, dtype: torch.dtype) -> Work:
 def our_dann_inference(device: torch.device, dtype: torch.dtype) -> Work:
     """Return the reading of a folder of digits as `dann.inference` does it."""
     model = place(DANN(), device)
-    files = PngFiles(some_digits("usps"))
+    files = PngFiles(drawn()["usps"])
 
     def step() -> int:
         images, _ = load_readable(files.folder.name, DIGIT_SIZE)
@@ -231,10 +232,10 @@ def first_step(make: Callable[[torch.device, torch.dtype], Work], device: torch.
 
 
 def in_fresh_process(function: Callable, *args: object) -> dict:
-    """Call a function in a process that has imported what this module does, and done nothing else."""
+    """Call a function in a process that has imported what this module does and has the images, and nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scripts.scaling", "gan.train", "diffusion.train", "dann.train"])
-    with context.Pool(1) as pool:
+    with context.Pool(1, plain.take, (drawn(),)) as pool:
         return pool.apply(function, args)
 
 

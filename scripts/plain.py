@@ -7,7 +7,6 @@ and `.item()` of the loss at every step.
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -83,17 +82,21 @@ def plain_batches(images: ImageSet, batch_size: int, device: torch.device) -> It
             yield x.to(device), labels.to(device)
 
 
-@cache
-def some_digits(domain: str) -> ImageSet:
-    """Return the first IMAGES of an embedded training set."""
-    return ImageSet(*(part[:IMAGES] for part in load_digits("builtin", domain, "train")))
+_drawn: dict[str, ImageSet] = {}
 
 
-@cache
-def some_faces() -> ImageSet:
-    """Return the first IMAGES embedded faces, which have no labels."""
-    images, _, names = load_faces("builtin", "train")
-    return ImageSet(images[:IMAGES], None, names[:IMAGES])
+def drawn() -> dict[str, ImageSet]:
+    """Return the first IMAGES of three embedded training sets: mnistm, usps and, without labels, face."""
+    if not _drawn:
+        for name in ("mnistm", "usps", "face"):
+            every = load_faces("builtin", "train") if name == "face" else load_digits("builtin", name, "train")
+            _drawn[name] = ImageSet(*(part if part is None else part[:IMAGES] for part in every))
+    return _drawn
+
+
+def take(images: dict[str, ImageSet]) -> None:
+    """Use images that another process has drawn, whose time and memory are then its own."""
+    _drawn.update(images)
 
 
 class AttentionWithWeights(SelfAttention):
@@ -123,7 +126,7 @@ def plain_diffusion_training(device: torch.device, dtype: torch.dtype) -> Work:
     model, schedule = plain_unet(device), make_schedule("linear").to(device)
     average = plain_unet(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
-    batches = Stopwatch(plain_batches(some_digits("mnistm"), BATCH_SIZE["diffusion"], device))
+    batches = Stopwatch(plain_batches(drawn()["mnistm"], BATCH_SIZE["diffusion"], device))
 
     def step() -> int:
         x_0, labels = next(batches)
@@ -148,7 +151,7 @@ def plain_gan_training(device: torch.device, dtype: torch.dtype) -> Work:
                                 for build in (build_generator, build_discriminator))
     g_optimiser, d_optimiser = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
                                 for network in (generator, discriminator))
-    batches = Stopwatch(plain_batches(some_faces(), BATCH_SIZE["gan"], device))
+    batches = Stopwatch(plain_batches(drawn()["face"], BATCH_SIZE["gan"], device))
     loss_of = nn.BCELoss()
 
     def step() -> int:
@@ -175,7 +178,7 @@ def plain_dann_training(device: torch.device, dtype: torch.dtype) -> Work:
     """Return one plain step of DANN: no augmentation."""
     model = DANN().to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
-    source, target = (Stopwatch(plain_batches(some_digits(domain), BATCH_SIZE["dann"], device))
+    source, target = (Stopwatch(plain_batches(drawn()[domain], BATCH_SIZE["dann"], device))
                       for domain in ("mnistm", "usps"))
     loss_of = nn.CrossEntropyLoss()
 
@@ -260,7 +263,7 @@ def plain_gan_sampling(device: torch.device, dtype: torch.dtype) -> Work:
 def plain_dann_inference(device: torch.device, dtype: torch.dtype) -> Work:
     """Return the reading of a folder of IMAGES digits."""
     model = DANN().to(device).eval()
-    loader = DataLoader(PngFiles(some_digits("usps")), BATCH_SIZE["dann"])
+    loader = DataLoader(PngFiles(drawn()["usps"]), BATCH_SIZE["dann"])
 
     @torch.no_grad()
     def step() -> int:
