@@ -7,6 +7,7 @@ checkpoints, a clean stop on Ctrl-C or SIGTERM, exact resume. `step` counts opti
 import argparse
 import contextlib
 import fcntl
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import numpy
 import PIL
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,6 +32,8 @@ from common import checkpoint
 from common.cli import describe
 from common.device import describe_machine, rng_state, set_rng_state
 from common.errors import UserError
+from common.files import cannot_write, write_json, write_text
+from common.images import save_picture
 
 # Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
@@ -72,21 +76,24 @@ class Run:
         self._settings = {name: str(value) if isinstance(value, Path) else value
                           for name, value in sorted(vars(args).items())}
 
-        if args.resume is None and (out / "args.json").exists():
-            raise UserError(f"{out} already holds a run: --resume auto continues it, --out DIR starts another")
         new = not out.exists()
         self._folder = self._lock()
+        before = set(os.listdir(out))
         try:
+            if args.resume is None and "args.json" in before:
+                raise UserError(f"{out} already holds a run: --resume auto continues it, --out DIR starts another")
             if args.resume not in (None, "auto"):
                 self._restore(Path(args.resume))
             elif args.resume == "auto" and self.checkpoint_path.exists():
                 self._restore(self.checkpoint_path)
             self._open_folder()
         except BaseException:
-            os.close(self._folder)
-            if new:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                for name in set(os.listdir(out)) - before:
+                    (out / name).unlink()
+                if new:
                     out.rmdir()
+            os.close(self._folder)
             raise
 
     def _lock(self) -> int:
@@ -107,18 +114,15 @@ class Run:
         return folder
 
     def _open_folder(self) -> None:
-        try:
-            versions = {"python": platform.python_version(), "torch": torch.__version__,
-                        "torchvision": torchvision.__version__, "numpy": numpy.__version__,
-                        "pillow": PIL.__version__, "machine": describe_machine(), "command": self.command}
-            (self.out / "args.json").write_text(json.dumps(self._settings, indent=2) + "\n")
-            (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
-            self._metrics_path = self.out / "metrics.jsonl"
-            # A killed run may have logged steps after its last checkpoint; they will be made again.
-            kept = [row for row in read_metrics(self.out) if row["step"] <= self.step]
-            self._metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        except OSError as error:
-            raise UserError(f"{self.out}: cannot write the run folder ({error.strerror})") from error
+        versions = {"python": platform.python_version(), "torch": torch.__version__,
+                    "torchvision": torchvision.__version__, "numpy": numpy.__version__,
+                    "pillow": PIL.__version__, "machine": describe_machine(), "command": self.command}
+        write_json(self.out / "args.json", self._settings)
+        write_json(self.out / "versions.json", versions)
+        self._metrics_path = self.out / "metrics.jsonl"
+        # A killed run may have logged steps after its last checkpoint; they will be made again.
+        kept = [row for row in read_metrics(self.out) if row["step"] <= self.step]
+        write_text(self._metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _restore(self, path: Path) -> None:
         content = checkpoint.load(path, self.kind)
@@ -199,7 +203,7 @@ class Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         plot_curves(self.out)
-        (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(self.seconds, 1)}) + "\n")
+        write_json(self.out / "done", {"steps": self.step, "seconds": round(self.seconds, 1)})
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signal = number
@@ -214,8 +218,11 @@ class Run:
         self._require_finite()
         row = {"step": self.step} | {name: (value / self._count).item() for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
-        with open(self._metrics_path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self._metrics_path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(self._metrics_path, error) from error
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
         if bar.disable:
             print(f"step {self.step}/{self.args.steps} {shown} {rate:.0f} images/s", flush=True)
@@ -262,4 +269,6 @@ def plot_curves(run_dir: Path) -> None:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
-    figure.savefig(run_dir / "curves.png", dpi=100)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    save_picture(Image.open(drawn), run_dir / "curves.png")

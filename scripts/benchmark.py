@@ -9,7 +9,6 @@ largest round.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from common.cli import Parser, add_device_flags, run_main
 from common.datasets import ImageSet, load_digits, load_faces
 from common.device import autocast, describe_machine, place, seed_everything, select_device, select_dtype, synchronize
 from common.ema import EMA
+from common.files import write_json
 from common.images import save_image, to_float
 from dann import train as dann_train
 from dann.grl import grad_reverse
@@ -314,8 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out:
         about = {"machine": describe_machine(), "torch": torch.__version__,
                  "threads": torch.get_num_threads(), "precision": str(dtype), "rounds": rounds}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({**about, "images_per_second": results}, indent=2) + "\n")
+        write_json(args.out, {**about, "images_per_second": results})
     return 0
 
 
