@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from common.datasets import default_data
 from common.errors import UserError
+from common.files import cannot_write
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,11 +31,16 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake the user can mend."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("common").setLevel(logging.INFO)  # what was loaded, and how fast
+    logging.raiseExceptions = False  # a full disk under stdout is reported below, in one line
     try:
         code = main()
-    except (UserError, OSError) as mistake:  # OSError: a full disk, or a folder that may not be written
+        sys.stdout.flush()
+    except (UserError, OSError) as mistake:  # OSError: a folder that may not be read, a full disk under stdout
         if "--debug" in sys.argv:
             raise
+        if isinstance(mistake, OSError) and mistake.filename is None:
+            mistake = cannot_write("standard output", mistake)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails over what is left of it at its end
         print(f"error: {mistake}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
