@@ -140,11 +140,15 @@ class Run:
         print(f"resumed {path} at step {self.step}")
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, unless a number in it is not finite."""
         self._require_finite()
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        for name, value in _floats(parts):  # the last update can spoil weights whose own loss was finite
+            if not value.isfinite().all():
+                raise self._not_finite(name, "not finite")
         checkpoint.save(self.checkpoint_path, {
             "kind": self.kind, "args": self._settings, "model_args": self.model_args, "step": self.step,
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "parts": parts,
             "weights": self.weights.state_dict(), "rng": rng_state(),
             "log": {"sums": self._sums, "count": self._count}, "seconds": self.seconds,
         })
@@ -211,8 +215,11 @@ class Run:
     def _require_finite(self) -> None:
         for name, value in self._sums.items():
             if not math.isfinite(value):
-                raise UserError(f"{name} became {value.item()} before step {self.step}: the last good checkpoint is "
-                                f"kept in {self.out}; try a lower learning rate or --precision fp32")
+                raise self._not_finite(name, value.item())
+
+    def _not_finite(self, name: str, became: float | str) -> UserError:
+        return UserError(f"{name} became {became} before step {self.step}: the last good checkpoint is kept in "
+                         f"{self.out}; try a lower learning rate or --precision fp32")
 
     def _log(self, bar: tqdm, rate: float) -> dict[str, float]:
         self._require_finite()
@@ -235,6 +242,16 @@ def _module_name() -> str:
     """Return the command's module, gan.train for .../gan/train.py."""
     path = Path(sys.argv[0])
     return f"{path.parent.name}.{path.stem}"
+
+
+def _floats(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating-point tensors of nested dicts and lists, and where they stand: model.inc.weight."""
+    if isinstance(state, Tensor):
+        if state.is_floating_point():
+            yield name, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _floats(value, f"{name}.{key}".lstrip("."))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
