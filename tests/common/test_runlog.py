@@ -181,6 +181,16 @@ def test_a_run_that_cannot_begin_takes_back_what_it_wrote(tmp_path, monkeypatch)
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_metric_that_is_no_number_stops_before_its_row_is_written(tmp_path, value):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1, save_every=1)
+    with pytest.raises(UserError, match=f"loss became {value} before step 3: the last good checkpoint is kept"):
+        for step in run.steps():
+            run.record({"loss": torch.tensor(float(value) if step == 2 else 1.0)})
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
+
+
 @pytest.mark.parametrize("spoiled", ["model", "optimiser", "average"])
 def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path, spoiled):
     """The loss of that step was finite: it belongs to the weights before the update."""
