@@ -125,17 +125,16 @@ def test_a_long_run_stays_within_its_rounding_of_the_exact_average():
     module = nn.Linear(3, 1, bias=False)
     module.weight.data[0] = start
     ema, exact = EMA(module, decay), start.double()
+    bound = (start.abs() + drift.abs()).double() * torch.finfo(torch.float32).eps / 2 / (1 - decay)
     for n in range(steps):  # weights that move and tremble, and come to rest
         noise = torch.randn(3, generator=generator) * 0.05 * start * (n < steps / 2)
         module.weight.data[0] = start + min(1.0, 2 * n / steps) * drift + noise
         ema.update(module)
         share = 1 - min(decay, (1 + n) / (10 + n))
         exact = exact + share * (module.weight.data[0].double() - exact)
-    largest = (start.abs() + drift.abs()).double()
-    bound = largest * torch.finfo(torch.float32).eps / 2 / (1 - decay)
-    error = (ema.module.weight.data[0].double() - exact).abs()
-    assert (error <= bound).all(), (error / bound).tolist()
-    assert ema.updates == steps
+        if n % 500 == 499:
+            error = (ema.module.weight.data[0].double() - exact).abs()
+            assert (error <= bound).all(), (n, (error / bound).tolist())
 
 
 def test_the_average_of_weights_at_rest_is_these_weights_exactly():

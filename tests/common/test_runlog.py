@@ -81,6 +81,14 @@ def test_curves_are_a_picture_with_a_panel_a_metric(tmp_path):
     assert sizes == [(400, 260), (1200, 260), (1200, 520)]
 
 
+def test_curves_that_cannot_be_written_are_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1}\n')
+    (tmp_path / "curves.png").mkdir()
+    with pytest.raises(UserError, match=r"curves\.png: cannot write it \(Is a directory\)"):
+        plot_curves(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["curves.png", "metrics.jsonl"]
+
+
 def test_curves_stand_a_metric_that_came_late(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1, "b": 2}\n')
     plot_curves(tmp_path)
