@@ -89,8 +89,8 @@ class Run:
             self._open_folder()
         except BaseException:
             with contextlib.suppress(OSError):
-                for name in set(os.listdir(out)) - before:
-                    (out / name).unlink()
+                for name in {"args.json", "versions.json", "metrics.jsonl"} - before:
+                    (out / name).unlink(missing_ok=True)
                 if new:
                     out.rmdir()
             os.close(self._folder)
