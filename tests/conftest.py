@@ -32,7 +32,7 @@ def start(tmp_path_factory):
 def finish():
     """Wait for a process; returns its exit code."""
     def finish(process: multiprocessing.Process) -> int:
-        process.join(120)
+        process.join(900)  # of the long kill tests, on a busy machine
         return process.exitcode
 
     return finish
