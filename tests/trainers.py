@@ -23,12 +23,13 @@ def arguments(task: str, out: Path, more: str = "") -> list[str]:
 
 
 def make_small(replace=setattr) -> None:
-    """Take 40 images of noise for the embedded sets, short previews, and no curves: seconds not at stake here."""
+    """Take 40 images of noise for the embedded sets, small previews, and no curves: seconds not at stake here."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
     replace(builtin, "digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
     replace(builtin, "faces", lambda split: pixels)
     replace(runlog, "plot_curves", lambda run_dir: None)
     replace(diffusion_train, "PREVIEW_STEPS", 1)
+    replace(diffusion_train, "PREVIEW_COLUMNS", 1)
 
 
 def train(task: str, argv: list[str], threads: int, log: Path) -> None:
