@@ -140,7 +140,7 @@ MUTATIONS = [Mutation(*row) for row in (
     ("diffusion/attention.py", ".sub_(mean_i)", "", "bfloat16 attention passes on a wrong gradient",
      "tests/test_trainers.py -k 'bfloat16 and diffusion'"),
     ("diffusion/attention.py", "(q * dim**-0.5)", "q", "bfloat16 attention is not scaled",
-     "tests/test_trainers.py -k 'bfloat16 and diffusion'"),
+     "tests/diffusion/test_unet.py"),
     ("diffusion/train.py", "args.lr * (step + 1) / args.warmup", "args.lr", "the rate has no warm-up",
      "tests/diffusion/test_train.py -k 'rate or by_hand'"),
     ("diffusion/train.py", "model.parameters(), 1.0)", "model.parameters(), 1e9)", "gradients are not clipped",
