@@ -5,7 +5,6 @@ A run's checkpoint holds all that an exact resume needs. A released file holds w
 could run code.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import cannot_write, whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"  # beside released files: what made each, and its SHA-256
@@ -29,24 +29,16 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UserError: it cannot be written; what stood at `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with whole(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except RuntimeError as error:
         # On a full disk torch.save fails a second time, in closing the archive; the first error says why.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
+        if not isinstance(error.__context__, OSError):
             raise
-        why = reason.strerror or reason
-        raise UserError(f"{path}: cannot write it ({why}): make room, or write elsewhere") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        raise cannot_write(path, error.__context__) from error
 
 
 def load(path: Path, kind: str | None = None) -> dict[str, Any]:

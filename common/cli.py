@@ -15,6 +15,7 @@ import torch
 from common.datasets import default_data
 from common.distributed import leave, rank, world_size
 from common.errors import UserError
+from common.files import cannot_write
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 
@@ -41,12 +42,17 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("common").setLevel(logging.INFO)  # what was loaded, and how fast
+    logging.raiseExceptions = False  # a full disk under stdout is reported below, in one line
     try:
         code = main()
+        sys.stdout.flush()
         leave()
-    except (UserError, OSError) as mistake:  # OSError: a full disk, or a folder that may not be written
+    except (UserError, OSError) as mistake:  # OSError: a folder that may not be read, a full disk under stdout
         if "--debug" in sys.argv:
             raise
+        if isinstance(mistake, OSError) and mistake.filename is None:
+            mistake = cannot_write("standard output", mistake)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails over what is left of it at its end
         if rank():
             time.sleep(PATIENCE)
         print(f"error: {mistake}", file=sys.stderr)

@@ -4,8 +4,8 @@
     hw2_data/face/{train,val}/*.png|jpg                                    64x64
 
 This is the only module that knows this layout. Every set fits in memory, so a set is decoded once and
-kept as one `.npy` file in `<data>/.cache`; the file's name holds a hash of the names, sizes and times of
-the images, so a changed image means a new cache and the old one is removed. `data="builtin"` reads
+kept as one `.npy` file in `<data>/.cache`; the file's name holds a hash of the names, sizes and change times
+of the images, so a changed image means a new cache and the old one is removed. `data="builtin"` reads
 `common.builtin` instead, and a domain written `builtin-svhn` does so whatever `data` is.
 """
 
@@ -214,7 +214,8 @@ def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int
     try:
         for name in names:
             stat = os.stat(f"{folder}/{name}")
-            listing.update(f"\n{name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+            # The time of change: the time of modification can be set, and unpacking an archive sets it back.
+            listing.update(f"\n{name}\0{stat.st_size}\0{stat.st_ctime_ns}".encode())
     except OSError as error:  # a dangling link
         raise UserError(f"cannot read {error.filename} ({error.strerror}): replace it or remove it") from None
     file_name = f"{key}-{listing.hexdigest()[:16]}.npy"

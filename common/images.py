@@ -3,8 +3,6 @@
 Networks see float32 in [-1, 1], channels first; files and data sets are uint8 in 0..255.
 """
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import whole
 
 STAMP = "made-by"  # name of the PNG text chunk that says with what settings an image was made
 
@@ -98,17 +97,8 @@ def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, las
 
 
 def _save_whole(picture: Image.Image, path: Path, **options: Any) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
         picture.save(temporary, **options)
-        os.replace(temporary, path)
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"{path}: cannot write it ({why}): make room, or write elsewhere") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def save_image(image: Tensor, path: Path, stamp: str | None = None) -> None:

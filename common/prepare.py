@@ -121,7 +121,7 @@ def _build(target: Path, write: Callable[[Path, argparse.Namespace], str], args:
         hidden.rename(target)
         return counts
     except OSError as error:
-        raise UserError(f"cannot write {target} ({error.strerror}): make room or change --out") from None
+        raise UserError(f"cannot write {target} ({error.strerror or error}): make room or change --out") from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -167,11 +167,13 @@ def read_mnist(args: argparse.Namespace) -> tuple[Digits, Digits]:
     arrays = []
     with tempfile.TemporaryDirectory() as unpacked:
         for path in _require(folder, *names):
+            plain = path
+            if path.suffix == ".gz":
+                with _reading(path):
+                    content = gzip.decompress(path.read_bytes())
+                plain = Path(unpacked) / path.stem
+                plain.write_bytes(content)  # a full disk here is no fault of the raw file
             with _reading(path):
-                plain = path
-                if path.suffix == ".gz":
-                    plain = Path(unpacked) / path.stem
-                    plain.write_bytes(gzip.decompress(path.read_bytes()))
                 read = read_image_file if "images" in path.name else read_label_file
                 arrays.append(read(str(plain)).numpy())
     return _digits(folder / names[0], *arrays[:2]), _digits(folder / names[2], *arrays[2:])
@@ -235,7 +237,10 @@ def blend(digits: np.ndarray, photos: list[np.ndarray], rng: np.random.Generator
 def read_photos(raw: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Read the photographs of BSDS500: its train folder for train digits, val and test for test digits."""
     folder, archive = raw / "BSDS500" / "data" / "images", raw / Path(BSDS_URL).name
-    blobs = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("*/*.jpg")}
+    blobs = {}
+    for path in folder.glob("*/*.jpg"):
+        with _reading(path):
+            blobs[f"{path.parent.name}/{path.name}"] = path.read_bytes()
     if not blobs and archive.exists():
         with _reading(archive), tarfile.open(archive) as tar:
             for member in tar:

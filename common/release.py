@@ -13,6 +13,7 @@ from pathlib import Path
 from common.checkpoint import MANIFEST, release, sha256
 from common.cli import Parser, run_main
 from common.errors import UserError
+from common.files import write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     manifest_path = args.out.with_name(MANIFEST)
     manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
     manifest[args.out.name] = entry
-    manifest_path.write_text(json.dumps(dict(sorted(manifest.items())), indent=2) + "\n")
+    write_json(manifest_path, dict(sorted(manifest.items())))
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB) and its entry in {manifest_path}")
     return 0
 

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import fcntl
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 import numpy
 import PIL
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +34,8 @@ from common.cli import describe
 from common.device import describe_machine, peak_memory, rng_state, set_rng_state
 from common.distributed import average, largest, rank, require_in_step, wait_for_all, world_size
 from common.errors import UserError
+from common.files import cannot_write, write_json, write_text
+from common.images import save_picture
 
 # Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
@@ -77,6 +81,7 @@ class Run:
         new = not out.exists()
         self._folder = self._claim() if rank() == 0 else None
         wait_for_all()
+        before = set(os.listdir(out))
         try:
             if args.resume not in (None, "auto"):
                 self._restore(Path(args.resume))
@@ -86,10 +91,12 @@ class Run:
             if rank() == 0:
                 self._open_folder()
         except BaseException:
-            self._give_free()
-            if new:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                for name in {"args.json", "versions.json", "metrics.jsonl"} - before:
+                    (out / name).unlink(missing_ok=True)
+                if new:
                     out.rmdir()
+            self._give_free()
             raise
 
     def _networks(self) -> list[nn.Module]:
@@ -119,19 +126,16 @@ class Run:
             os.close(self._folder)
 
     def _open_folder(self) -> None:
-        try:
-            versions = {"python": platform.python_version(), "torch": torch.__version__,
-                        "torchvision": importlib.metadata.version("torchvision"), "numpy": numpy.__version__,
-                        "pillow": PIL.__version__, "machine": describe_machine(), "processes": world_size(),
-                        "command": self.command}
-            (self.out / "args.json").write_text(json.dumps(self._settings, indent=2) + "\n")
-            (self.out / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
-            self._metrics_path = self.out / "metrics.jsonl"
-            # A killed run may have logged steps after its last checkpoint; they will be made again.
-            kept = [row for row in read_metrics(self.out) if row["step"] <= self.step]
-            self._metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        except OSError as error:
-            raise UserError(f"{self.out}: cannot write the run folder ({error.strerror})") from error
+        versions = {"python": platform.python_version(), "torch": torch.__version__,
+                    "torchvision": importlib.metadata.version("torchvision"), "numpy": numpy.__version__,
+                    "pillow": PIL.__version__, "machine": describe_machine(), "processes": world_size(),
+                    "command": self.command}
+        write_json(self.out / "args.json", self._settings)
+        write_json(self.out / "versions.json", versions)
+        self._metrics_path = self.out / "metrics.jsonl"
+        # A killed run may have logged steps after its last checkpoint; they will be made again.
+        kept = [row for row in read_metrics(self.out) if row["step"] <= self.step]
+        write_text(self._metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def _restore(self, path: Path) -> None:
         content = checkpoint.load(path, self.kind)
@@ -149,14 +153,18 @@ class Run:
         print(f"resumed {path} at step {self.step}")
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint, unless a number in it is not finite."""
         self._require_finite()
         require_in_step(self.step, *self._networks())
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        for name, value in _floats(parts):  # the last update can spoil weights whose own loss was finite
+            if not value.isfinite().all():
+                raise self._not_finite(name, "not finite")
         if rank():
             return
         checkpoint.save(self.checkpoint_path, {
             "kind": self.kind, "args": self._settings, "model_args": self.model_args, "step": self.step,
-            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "parts": parts,
             "weights": self.weights.state_dict(), "rng": rng_state(),
             "log": {"sums": self._sums, "count": self._count}, "seconds": self.seconds,
         })
@@ -221,7 +229,7 @@ class Run:
         memory = peak_memory(next(self.weights.parameters()).device)
         print(f"{self.step} steps, {self.seconds:.0f} s, at most {memory / 2**30:.1f} GiB of memory")
         plot_curves(self.out)
-        (self.out / "done").write_text(json.dumps({"steps": self.step, "seconds": round(self.seconds, 1)}) + "\n")
+        write_json(self.out / "done", {"steps": self.step, "seconds": round(self.seconds, 1)})
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signal = number
@@ -230,16 +238,22 @@ class Run:
         average(list(self._sums.values()))
         for name, value in self._sums.items():
             if not math.isfinite(value):
-                raise UserError(f"{name} became {value.item()} before step {self.step}: the last good checkpoint is "
-                                f"kept in {self.out}; try a lower learning rate or --precision fp32")
+                raise self._not_finite(name, value.item())
+
+    def _not_finite(self, name: str, became: float | str) -> UserError:
+        return UserError(f"{name} became {became} before step {self.step}: the last good checkpoint is kept in "
+                         f"{self.out}; try a lower learning rate or --precision fp32")
 
     def _log(self, bar: tqdm, rate: float) -> dict[str, float]:
         self._require_finite()
         row = {"step": self.step} | {name: (value / self._count).item() for name, value in self._sums.items()}
         self._sums, self._count = {}, 0
-        if rank() == 0:
-            with open(self._metrics_path, "a") as file:
-                file.write(json.dumps(row) + "\n")
+        try:
+            if rank() == 0:
+                with open(self._metrics_path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise cannot_write(self._metrics_path, error) from error
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
         if bar.disable:
             print(f"step {self.step}/{self.args.steps} {shown} {rate:.0f} images/s", flush=True)
@@ -252,6 +266,16 @@ def _module_name() -> str:
     """Return the command's module, gan.train for .../gan/train.py."""
     path = Path(sys.argv[0])
     return f"{path.parent.name}.{path.stem}"
+
+
+def _floats(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating-point tensors of nested dicts and lists, and where they stand: model.inc.weight."""
+    if isinstance(state, Tensor):
+        if state.is_floating_point():
+            yield name, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _floats(value, f"{name}.{key}".lstrip("."))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -286,4 +310,6 @@ def plot_curves(run_dir: Path) -> None:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
-    figure.savefig(run_dir / "curves.png", dpi=100)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    save_picture(Image.open(drawn), run_dir / "curves.png")

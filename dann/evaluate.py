@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common.cli import Parser, run_main
 from common.errors import UserError
+from common.files import write_json, write_text
 
 ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "DANN plus",
         ("target", None): "trained on target"}
@@ -109,9 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     table = to_markdown(cells)
     print(table, end="")
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(table)
-        args.out.with_suffix(".json").write_text(json.dumps(cells, indent=2) + "\n")
+        write_text(args.out, table)
+        write_json(args.out.with_suffix(".json"), cells)
     return 0
 
 

@@ -7,9 +7,7 @@ is named on stderr and left out of the CSV; the others are predicted, and the ex
 """
 
 import argparse
-import contextlib
 import csv
-import os
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from common.datasets import DIGIT_SIZE, load_readable
 from common.device import select_device
 from common.distributed import rank
 from common.errors import UserError
+from common.files import whole
 from dann.predict import load_network, predict
 
 TARGETS = ("svhn", "usps")
@@ -50,18 +49,10 @@ def target_of(folder: Path) -> str:
 
 def write_csv(path: Path, names: list[str], labels: list[int]) -> None:
     """Write the rows under a temporary name and rename it, so that a file that exists is whole."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("image_name", "label"))
-            writer.writerows(zip(names, labels, strict=True))
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot write it ({error.strerror}): name another file") from error
+    with whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image_name", "label"))
+        writer.writerows(zip(names, labels, strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,6 +54,7 @@ from common.distributed import (
 )
 from common.ema import EMA
 from common.errors import UserError
+from common.files import write_json
 from common.images import grid, save_picture, to_uint8
 from common.runlog import Run
 from dann.grl import grl_coeff
@@ -312,7 +313,7 @@ def train(args: argparse.Namespace) -> None:
     finished = json.loads((args.out / "done").read_text())
     result = settings | {"changes": changes} | finished | scores.rows[-1] | {"oracle": scores.oracle()}
     del result["step"]
-    (args.out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(args.out / "result.json", result)
     print(" ".join(filter(None, (f"{args.source} -> {args.target}", args.mode, args.recipe))) + ": target "
           + ", ".join(f"{split} {result[split]:.1%}" for split in scored))
 

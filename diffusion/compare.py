@@ -23,11 +23,13 @@ from common.cli import Parser, add_data_flag, add_device_flags, positive_int, ru
 from common.datasets import load_digits
 from common.device import select_device, select_dtype, synchronize
 from common.errors import UserError
+from common.files import whole, write_json, write_text
 from common.images import to_uint8
-from diffusion import inference
 from diffusion.classifier import DigitClassifier, default_path, load_or_train, predict
 from diffusion.evaluate import score
+from diffusion.generate import ALL_TIMES, Network, Setting, chain, load_network
 
+SEED = 0
 COLUMNS = ("sampler", "steps", "guidance", "evaluations an image", "accuracy", "Frechet distance", "variety",
            "seconds")
 
@@ -46,22 +48,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".json":
         parser.error(f"--out: got {args.out}, expected a name that ends in .json")
-    args.settings = {setting: read_setting(setting) for setting in args.settings}
+    args.settings = {text: read_setting(text) for text in args.settings}
     return args
 
 
-def read_setting(setting: str) -> argparse.Namespace:
-    """Return what `diffusion.inference` makes of a setting."""
-    parts = setting.split(":")
-    flags = ["-", "--sampler", parts[0]]
-    for flag, values in zip(("--steps", "--guidance", "--guidance-interval"), parts[1:], strict=False):
-        flags += [flag, *values.split("-")]
-    if not 3 <= len(parts) <= 4:
-        raise UserError(f"{setting}: expected SAMPLER:STEPS:GUIDANCE, or that and :LOW-HIGH")
+def read_setting(text: str) -> Setting:
+    """Read SAMPLER:STEPS:GUIDANCE or SAMPLER:STEPS:GUIDANCE:LOW-HIGH."""
     try:
-        return inference.parse_args(flags)
-    except UserError as mistake:
-        raise UserError(f"{setting}: {mistake}") from None
+        sampler, steps, guidance, *interval = text.split(":")
+        low, high = interval[0].split("-") if interval else ALL_TIMES
+        setting = Setting(sampler, int(steps), float(guidance), (int(low), int(high)))
+        if len(interval) > 1:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{text}: expected SAMPLER:STEPS:GUIDANCE, or that and :LOW-HIGH") from None
+    if mistake := setting.mistake():
+        raise UserError(f"{text}: {mistake}")
+    return setting
 
 
 class Counted(nn.Module):
@@ -77,20 +80,20 @@ class Counted(nn.Module):
         return self.network(x, *args)
 
 
-def measure(network: tuple, setting: argparse.Namespace, per_digit: int, batch_size: int,
-            device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
+def measure(network: Network, setting: Setting, per_digit: int, batch_size: int, device: torch.device,
+            dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Draw images with one setting.
 
     Returns:
         images (N, 3, 28, 28) uint8, their digits (N,) int64, and what they cost.
     """
-    model, schedule, prediction = network
-    counted = Counted(model)
+    counted = Counted(network.model)
+    network = network._replace(model=counted)
     pairs = [(digit, number) for digit in range(10) for number in range(1, per_digit + 1)]
     synchronize(device)
     start, made = time.perf_counter(), []
     for i in tqdm(range(0, len(pairs), batch_size), unit="batch", leave=False, disable=None):
-        *_, last = inference.chain(counted, schedule, prediction, setting, pairs[i:i + batch_size], device, dtype)
+        *_, last = chain(network, setting, SEED, pairs[i:i + batch_size], device, dtype)
         made.append(to_uint8(last.x).cpu())
     return torch.cat(made), torch.tensor([digit for digit, _ in pairs]), {
         "evaluations": counted.images / len(pairs), "seconds": time.perf_counter() - start}
@@ -128,7 +131,8 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set_xlabel("network evaluations an image")
     axes.set_ylabel("Frechet distance to validation digits")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    network = inference.load_network(args.weights, device)
+    network = load_network(args.weights, device)
     real = load_digits(args.data, args.domain, "val")
     classifier: DigitClassifier = load_or_train(default_path(args.data, args.domain),
                                                 load_digits(args.data, args.domain, "train"), device, dtype)
@@ -149,21 +153,20 @@ def main(argv: list[str] | None = None) -> int:
         before = json.loads(args.out.read_text())
         if before["about"] == about:
             rows = before["rows"]
-    for setting, flags in args.settings.items():
-        if setting in (row["setting"] for row in rows):
+    for text, setting in args.settings.items():
+        if text in (row["setting"] for row in rows):
             continue
-        images, digits, cost = measure(network, flags, args.per_digit, args.batch_size, device, dtype)
+        images, digits, cost = measure(network, setting, args.per_digit, args.batch_size, device, dtype)
         features, predicted = predict(classifier, images, device, dtype)
         scores = score(*map(np.asarray, (features, digits, predicted, real_features, real.labels)))
         kept = {name: scores[name] for name in ("accuracy", "frechet", "frechet_real", "variety")}
-        rows.append({"setting": setting, **cost, **kept})
-        print(f"{setting}: {cost['evaluations']:g} evaluations an image, {cost['seconds']:.0f} s, "
+        rows.append({"setting": text, **cost, **kept})
+        print(f"{text}: {cost['evaluations']:g} evaluations an image, {cost['seconds']:.0f} s, "
               f"accuracy {kept['accuracy']:.1%}, Frechet distance {kept['frechet']:.2f}, "
               f"variety {kept['variety']:.2f}", flush=True)
         if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
-            args.out.with_suffix(".md").write_text(to_markdown(rows))
+            write_json(args.out, {"about": about, "rows": rows})
+            write_text(args.out.with_suffix(".md"), to_markdown(rows))
             plot(rows, args.out.with_suffix(".png"))
     return 0
 

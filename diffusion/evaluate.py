@@ -10,7 +10,6 @@ Copies of training digits would pass all that, so the nearest training digits ar
 """
 
 import argparse
-import json
 import re
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from common.cli import Parser, add_data_flag, add_device_flags, run_main
 from common.datasets import DIGIT_SIZE, load_digits, load_folder
 from common.device import select_device, select_dtype
 from common.errors import UserError
+from common.files import write_json
 from common.images import grid, save_picture
 from common.metrics import frechet_distance, mean_pairwise_distance, memorisation
 from diffusion.classifier import default_path, load_or_train, predict
@@ -123,8 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         shown = [image for i, *others in rows.tolist() for image in (made.images[i], *train_set.images[others])]
         save_picture(grid(torch.stack(shown), rows.shape[1], scale=2), args.neighbours)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(scores, indent=2) + "\n")
+        write_json(args.out, scores)
     return 0
 
 

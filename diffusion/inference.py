@@ -13,19 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
-from common.checkpoint import RELEASED, load_into, load_weights, sha256
+from common.checkpoint import RELEASED, sha256
 from common.cli import Parser, add_device_flags, non_negative_float, non_negative_int, positive_int, run_main
-from common.device import autocast, place, select_device, select_dtype
+from common.device import select_device, select_dtype
 from common.distributed import join, rank, wait_for_all, world_size
-from common.images import generator_for, grid, save_gif, save_image, save_picture, still_missing, to_uint8
-from diffusion.samplers import Noise, State, ddim, ddpm, dpm_solver_pp, guided_denoiser, heun
-from diffusion.schedule import Schedule, make_schedule
-from diffusion.unet import KIND, ConditionalUNet
+from common.images import grid, save_gif, save_image, save_picture, still_missing, to_uint8
+from diffusion.generate import ALL_TIMES, FULL, SAMPLERS, Setting, chain, load_network
+from diffusion.samplers import State
 
-SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp, "heun": heun}
 FRAME_TIMES = (0, 200, 400, 600, 800, 1000)  # the report's; time t of the chain is index t - 1 here
 GIF_FRAMES = 40  # about as many as four seconds show
 
@@ -44,12 +41,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture.add_argument("--process", dest="picture", action="store_const", const="process",
                          help="draw six moments of the first image's as OUT.png")
     parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
-    parser.add_argument("--sampler", choices=("ddpm", *SAMPLERS), default="dpm-solver++")
+    parser.add_argument("--sampler", choices=(FULL, *SAMPLERS), default="dpm-solver++")
     parser.add_argument("--steps", metavar="N", type=positive_int, default=10,
                         help="of the chain (default: %(default)s); ddpm always takes 1000")
     parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
     parser.add_argument("--guidance-interval", metavar=("LOW", "HIGH"), type=non_negative_int, nargs=2,
-                        default=(0, 999), help="guide only at these times, at half the cost elsewhere (default: all)")
+                        default=ALL_TIMES, help="guide only at these times, at half the cost elsewhere (default: all)")
     parser.add_argument("--digits", metavar="D,D,...", type=digit_list, default=list(range(10)),
                         help="draw only these, e.g. 3,5 (default: all ten)")
     parser.add_argument("--per-digit", metavar="N", type=positive_int,
@@ -75,39 +72,6 @@ def digit_list(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def image_noise(seeds: list[tuple[int, ...]], device: torch.device) -> Noise:
-    """Return a source of (B, 3, 28, 28) normal noise in which every image has its own generator."""
-    generators = [generator_for(*seed) for seed in seeds]
-    return lambda: torch.stack([torch.randn(3, 28, 28, generator=g) for g in generators]).to(device)
-
-
-def load_network(path: Path, device: torch.device) -> tuple[ConditionalUNet, Schedule, str]:
-    """Return a checkpoint's network in eval mode, its schedule, and what it predicts."""
-    model_args, weights = load_weights(path, KIND)
-    network = ConditionalUNet(model_args["width"])
-    load_into(network, weights, path)
-    return place(network, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args["prediction"]
-
-
-def chain(network: nn.Module, schedule: Schedule, prediction: str, args: argparse.Namespace,
-          pairs: list[tuple[int, int]], device: torch.device, dtype: torch.dtype) -> Iterator[State]:
-    """Run the sampler that the flags name.
-
-    Args:
-        network, schedule, prediction: from `load_network`.
-        args: from `parse_args`; sampler, steps, guidance, guidance_interval and seed count here.
-        pairs: the digit and the number of each image.
-    """
-    labels = torch.tensor([digit for digit, _ in pairs], device=device)
-    denoise = guided_denoiser(network, schedule, labels, args.guidance, prediction, tuple(args.guidance_interval))
-    noise = image_noise([(args.seed, digit, number) for digit, number in pairs], device)
-    with autocast(device, dtype):
-        if args.sampler == "ddpm":
-            yield from ddpm(denoise, schedule, noise)
-        else:
-            yield from SAMPLERS[args.sampler](denoise, schedule, noise, args.steps)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
@@ -117,9 +81,10 @@ def main(argv: list[str] | None = None) -> int:
     if rank() and args.picture:
         return 0  # a picture is the work of one process
     network = load_network(args.weights, device)
+    setting = Setting(args.sampler, args.steps, args.guidance, tuple(args.guidance_interval))
 
     def states(pairs: list[tuple[int, int]]) -> Iterator[State]:
-        return chain(*network, args, pairs, device, dtype)
+        return chain(network, setting, args.seed, pairs, device, dtype)
 
     def draw(pairs: list[tuple[int, int]]) -> torch.Tensor:
         *_, last = states(pairs)

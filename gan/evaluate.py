@@ -16,7 +16,6 @@ FID and the share of images with exactly one face are added where `gan.extras` f
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from common.cli import Parser, non_negative_int, run_main
 from common.datasets import FACE_SIZE, default_data, load_faces, load_folder
 from common.errors import UserError
+from common.files import write_json
 from common.images import grid, save_picture
 from common.metrics import mean_pairwise_distance, memorisation, nearest
 from gan.extras import PADDING, extra_scores
@@ -207,8 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         shown = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
         save_picture(grid(torch.stack(shown), rows.shape[1]), args.neighbours)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(scores, indent=2) + "\n")
+        write_json(args.out, scores)
     return 0
 
 

@@ -16,7 +16,6 @@ processes would reach: computed from the throughput of one, the size of the grad
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -45,6 +44,7 @@ from common.device import (
     synchronize,
 )
 from common.ema import EMA
+from common.files import whole, write_json, write_text
 from common.images import seeded_normal, to_float, to_uint8
 from dann import train as dann_train
 from dann.inputs import network_input, scale_range
@@ -312,7 +312,8 @@ def plot(figures: dict, path: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel(f"times as fast as the plain loop ({figures['machine']})")
-    figure.savefig(path, dpi=150)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def measure_scaling(device: torch.device, dtype: torch.dtype, quick: bool) -> dict[str, dict]:
@@ -361,10 +362,9 @@ def main(argv: list[str] | None = None) -> int:
     figures = {"machine": describe_machine(), "torch": torch.__version__, "numpy": numpy.__version__,
                "threads": torch.get_num_threads(), "precision": str(dtype), "rounds": rounds}
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.scaling:
         figures |= measure_scaling(device, dtype, args.quick)
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(args.out, figures)
         scaling.plot(figures, args.out.with_suffix(".png"))
         print(f"wrote {args.out} and {args.out.with_suffix('.png')}")
         return 0
@@ -379,8 +379,8 @@ def main(argv: list[str] | None = None) -> int:
               f"ratio {row['ratio']:.2f} ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f})", flush=True)
         if name in TRAINERS.values():
             figures["costs"][name] = cost(row["ours"], ours)
-    args.out.write_text(json.dumps(figures, indent=2) + "\n")
-    args.out.with_suffix(".md").write_text(tables(figures))
+    write_json(args.out, figures)
+    write_text(args.out.with_suffix(".md"), tables(figures))
     plot(figures, args.out.with_suffix(".png"))
     print(f"wrote {args.out}, and beside it the tables (.md) and the plot (.png)")
     return 0

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from common.datasets import load_digits
 from common.device import peak_memory, seed_everything, synchronize
+from common.files import whole
 from common.images import save_image
 from scripts.plain import BATCH_SIZE, Work
 
@@ -84,4 +85,5 @@ def plot(figures: dict, path: Path) -> None:
         panel.legend(fontsize=8)
     for panel in (axes[0, 0], axes[1, 0], axes[1, 1]):
         panel.set_yscale("log")
-    figure.savefig(path, dpi=150)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -1,5 +1,38 @@
-"""Flags of the suite."""
+"""Flags of the suite, and a server whose forks train: importing takes longer than a small training."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tests.trainers import arguments, command
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often test_kills.py kills each trainer (long: 100)")
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Start a small training in a process of its own; returns the process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.trainers", "torch._dynamo"])
+    log = tmp_path_factory.mktemp("log") / "log.txt"
+
+    def start(task: str, out: Path, more: str, threads: int = 1) -> multiprocessing.Process:
+        argv = arguments(task, out, f"--precision fp32 {more}")
+        process = context.Process(target=command, args=(f"{task}.train", argv, threads, log))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def finish():
+    """Wait for a process; returns its exit code."""
+    def finish(process: multiprocessing.Process) -> int:
+        process.join(900)  # of the long kill tests, on a busy machine
+        return process.exitcode
+
+    return finish

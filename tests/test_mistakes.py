@@ -1,16 +1,22 @@
-"""What users get wrong, over every command: one line on stderr that names the thing, code 2, nothing written.
+"""What users and disks get wrong, over every command: one line on stderr that names the thing, code 2, no harm done.
 
 Each case breaks one thing in a small world of data, images and checkpoints, or gives one wrong flag.
 """
 
 import bz2
+import errno
 import gzip
 import importlib
 import io
+import itertools
 import json
+import os
 import pickle
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,10 +30,13 @@ from PIL import Image
 from common import checkpoint
 from common.cli import run_main
 from common.errors import UserError
+from common.runlog import Run
 from dann.networks import DANN
+from diffusion.classifier import DigitClassifier
 from diffusion.unet import ConditionalUNet
 from gan import train as gan_train
 from gan.models import build_generator
+from tests.trainers import state
 
 TRAIN = "--device cpu --out run --steps 2 --batch-size 4"
 COMMANDS = {  # each works as it stands
@@ -343,6 +352,16 @@ def contents() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in paths if ".cache" not in path.parts and not finished(path)}
 
 
+@pytest.fixture
+def fast(monkeypatch):
+    """Leave out seconds that are not at stake."""
+    monkeypatch.setattr("common.runlog.plot_curves", lambda run_dir: None)
+    monkeypatch.setattr("diffusion.classifier.train", lambda *args: torch.manual_seed(0) and DigitClassifier().eval())
+    monkeypatch.setattr("diffusion.train.PREVIEW_STEPS", 1)
+    monkeypatch.setattr("diffusion.train.PREVIEW_COLUMNS", 1)
+    monkeypatch.setattr("dann.tsne.embed", lambda features: features[:, :2])
+
+
 def finished(path: Path) -> bool:
     return path.parts[0] == "made" and not any(part.startswith(".") for part in path.parts)
 
@@ -369,11 +388,8 @@ def test_a_mistake_is_one_line(module, change, flags, said, here, capfd):
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_without_a_mistake_each_command_works(module, here, monkeypatch):
-    """So the cases above fail for the reason that they name."""
-    monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
-    monkeypatch.setattr("common.runlog.plot_curves", lambda run_dir: None)
-    monkeypatch.setattr("diffusion.train.PREVIEW_STEPS", 1)
+def test_without_a_mistake_each_command_works(module, here, fast):
+    """So the cases above and below fail for the reason that they name."""
     assert run(module) in (0, None)
 
 
@@ -389,3 +405,150 @@ def test_debug_shows_where(here, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gan.train", "--debug"])
     with pytest.raises(UserError, match="no data folder nowhere"):
         run_main(lambda: gan_train.main(["--model", "dcgan", "--data", "nowhere", "--debug"]))
+
+
+# Disks. A trainer logs and saves each of four steps and draws two pictures; the number counts how often a file of that
+# name is opened for writing.
+
+OFTEN = "--steps 4 --log-every 1 --save-every 1 --sample-every 2"
+FULL = [
+    ("diffusion.train", OFTEN, "last.pt", 3),
+    *[("dann.train", OFTEN, name, 3) for name in ("metrics.jsonl", "last.pt")],
+    ("dann.train", OFTEN, "0000004.png", 1), ("dann.train", OFTEN, "result.json", 1),
+    *[("gan.train", OFTEN, name, 3) for name in ("metrics.jsonl", "last.pt")],
+    *[("gan.train", OFTEN, name, 1) for name in ("args.json", "versions.json", "metrics.jsonl", "0000002.png",
+                                                 "last.pt", "done")],
+    ("gan.inference", "", "0000.png", 1), ("gan.inference", "", "0002.png", 1),
+    ("diffusion.inference", "", "4_001.png", 1), ("dann.inference", "", "out.csv", 1),
+    ("gan.evaluate", "--out scores.json --neighbours near.png", "scores.json", 1),
+    ("gan.evaluate", "--out scores.json --neighbours near.png", "near.png", 1),
+    ("diffusion.evaluate", "--classifier new.pt --out scores.json", "new.pt", 1),
+    ("diffusion.evaluate", "--classifier new.pt --out scores.json", "scores.json", 1),
+    ("dann.evaluate", "", "table.md", 1), ("dann.evaluate", "", "table.json", 1), ("dann.tsne", "", "tsne.png", 1),
+    ("common.release", "", "released.pt", 1), ("common.release", "", "manifest.json", 1),
+    ("common.prepare", "", "mnist/data", 7), ("common.prepare", "", "mnist/val.csv", 1),
+]
+
+
+def break_disk(patch: pytest.MonkeyPatch, word: str, number: int, read_only: bool = False) -> None:
+    """From the number-th time on, no file whose path holds the word can be written."""
+    attempts = itertools.count(1)
+
+    def broken_open(path, mode="r", *args, **kwargs):
+        if word in str(path).replace(".partial", "") and mode[0] in "wax" and next(attempts) >= number:
+            if read_only:
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+            Path(path).touch()  # the name has room, its content has none
+            path = "/dev/full"
+        return opened(path, mode, *args, **kwargs)
+
+    opened = open
+    patch.setattr("builtins.open", broken_open)
+    patch.setattr("io.open", broken_open)
+
+
+def left() -> dict:
+    """What a command leaves, without the times, names and settings in which a broken and an unbroken run may differ."""
+    def read(path: str, content: bytes):
+        if path.endswith(".pt"):
+            return state(torch.load(path, weights_only=True))
+        if path.endswith(("args.json", "done", "result.json")):
+            return state(json.loads(content))
+        return content
+
+    return {path: read(path, content) for path, content in contents().items()}
+
+
+@pytest.fixture(scope="module")
+def unbroken(world, tmp_path_factory):
+    """What a command leaves that nothing disturbs, by module and flags; each is run once."""
+    known = {}
+
+    def unbroken(module: str, flags: str) -> dict:
+        if (module, flags) not in known:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(shutil.copytree(world, tmp_path_factory.mktemp("unbroken") / "here"))
+                assert run(module, *flags.split()) in (0, None)
+                known[module, flags] = left()
+        return known[module, flags]
+
+    return unbroken
+
+
+@pytest.mark.parametrize(("module", "flags", "word", "number"), FULL,
+                         ids=[f"{module}-{word.replace('/', '-')}-{number}" for module, _, word, number in FULL])
+def test_a_full_disk_is_one_line_and_with_room_all_is_as_if_it_had_not_been(module, flags, word, number, here, fast,
+                                                                           unbroken, capfd):
+    expected, before = unbroken(module, flags), contents()
+    capfd.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        break_disk(patch, word, number)
+        code = run(module, *flags.split())
+    (line,) = capfd.readouterr().err.splitlines()
+    assert code == 2
+    assert line.startswith("error: ") and Path(word).parts[0] in line
+    assert "No space left on device" in line and "make room" in line
+    after = contents()
+    assert before.items() <= after.items()
+    assert not [path for path in after if "partial" in path]
+    for path in after.keys() - before.keys():
+        if path.endswith((".pt", ".png", ".csv")):  # complete, though the command is not
+            assert left()[path] == expected[path] or path == "run/last.pt"
+
+    resume = ["--resume", "auto"] if module.endswith(".train") else []
+    assert run(module, *flags.split(), *resume) in (0, None)
+    assert left() == expected
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_a_read_only_disk_is_one_line_and_leaves_nothing(module, here, fast, capfd):
+    def refuse(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    before = contents()
+    with pytest.MonkeyPatch.context() as patch:
+        break_disk(patch, "", 1, read_only=True)
+        patch.setattr("os.mkdir", refuse)
+        code = run(module, *("--out", "scores.json") * module.endswith(("gan.evaluate", "diffusion.evaluate")))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert code == 2
+    assert line.startswith("error: ") and "Read-only file system" in line
+    assert contents() == before and not Path("run").exists()
+
+
+@pytest.mark.parametrize("task", ["gan", "diffusion", "dann"])
+def test_data_that_vanish_cost_no_step(task, here, fast, unbroken, capfd, monkeypatch):
+    module = f"{task}.train"
+    expected, record = unbroken(module, OFTEN), Run.record
+
+    def record_and_disturb(self, metrics):
+        record(self, metrics)
+        if self.step == 0:
+            Path("hw2_data").rename("elsewhere")  # the images are in memory: the training goes on
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", record_and_disturb)
+        assert run(module, *OFTEN.split()) == 128 + signal.SIGTERM
+    before = contents()
+    capfd.readouterr()
+    assert run(module, *OFTEN.split(), "--resume", "auto") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "no data folder hw2_data" in line
+    assert contents() == before
+    Path("elsewhere").rename("hw2_data")
+    assert run(module, *OFTEN.split(), "--resume", "auto") == 0
+    assert left() == expected
+
+
+def test_a_full_disk_under_stdout_is_one_line(here):
+    project = Path(__file__).resolve().parent.parent
+    env = os.environ | {"PYTHONPATH": str(project), "PYTHONUNBUFFERED": ""}  # what is buffered fails at the very end
+    command = [sys.executable, "-m", "gan.train", "--model", "dcgan", "--data", "hw2_data", "--batch-size", "4",
+               "--dry-run"]  # logs what it loads, and prints
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: standard output: cannot write it (No space left on device)")
+    assert done.returncode == 2

@@ -3,6 +3,7 @@
 The processes are forks, as in test_kills.py, and meet over gloo; one test goes through torchrun itself.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -17,11 +18,11 @@ import torch
 
 from common import distributed
 from common.runlog import read_metrics
-from tests.test_kills import SMALL, TRAINERS, train
+from tests.trainers import FLAGS, SMALL, command
 
 PROJECT = Path(__file__).resolve().parent.parent
-COMMANDS = [f"{task}.train" for task in TRAINERS] + ["diffusion.inference", "gan.inference"]
-DIFFUSION = f"{TRAINERS['diffusion']} {SMALL} --warmup 2 --save-every 10 --sample-every 10"
+SMALL = f"{SMALL} --precision fp32"
+DIFFUSION = f"{FLAGS['diffusion']} {SMALL} --warmup 2 --save-every 10 --sample-every 10"
 
 
 def process(rank: int, size: int, port: int, module: str, argv: list[str], log: Path, broken: bool) -> None:
@@ -30,15 +31,15 @@ def process(rank: int, size: int, port: int, module: str, argv: list[str], log: 
     if broken:
         distributed.average = lambda tensors: None
     if module.endswith("inference"):
-        command = sys.modules[module]
-        save_image, command.BLOCK = command.save_image, 4
+        inference = importlib.import_module(module)
+        save_image, inference.BLOCK = inference.save_image, 4
 
         def said(image, path, stamp):
             print(f"rank {rank} writes {path.name}", file=sys.stderr)
             save_image(image, path, stamp)
 
-        command.save_image = said
-    train(module, argv, log)
+        inference.save_image = said
+    command(module, argv, 1, log)
 
 
 class Job:
@@ -73,7 +74,7 @@ class Job:
 def start(tmp_path_factory):
     """Start a command in N processes; returns the job."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*COMMANDS, "tests.test_kills", "torch._dynamo"])
+    context.set_forkserver_preload(["tests.trainers", "torch._dynamo"])
 
     def start(module: str, flags: str, size: int, broken: bool = False) -> Job:
         return Job(context, tmp_path_factory.mktemp("log") / "log.txt", module, flags, size, broken)
@@ -130,7 +131,7 @@ def test_a_signal_to_one_stops_all_after_one_step_and_one_goes_on_alone(start, o
 
 @pytest.mark.parametrize("task", ["gan", "dann"])
 def test_gan_and_dann_stay_in_step(task, start, tmp_path):
-    flags = f"{TRAINERS[task]} {SMALL} --steps 6 --out"
+    flags = f"{FLAGS[task]} {SMALL} --steps 6 --out"
     job = start(f"{task}.train", f"{flags} {tmp_path / 'run'}", 2)
     assert job.finish() == [0, 0], job.said()  # every checkpoint compares the processes
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
@@ -140,7 +141,7 @@ def test_gan_and_dann_stay_in_step(task, start, tmp_path):
 
 
 def test_processes_that_part_are_found_at_the_next_checkpoint(start, tmp_path):
-    flags = f"{TRAINERS['dann']} {SMALL} --steps 3 --out {tmp_path / 'run'}"
+    flags = f"{FLAGS['dann']} {SMALL} --steps 3 --out {tmp_path / 'run'}"
     job = start("dann.train", flags, 2, broken=True)  # nothing is averaged
     assert 2 in job.finish()
     assert sum("the processes are not in step: steps 3 to 3, weights different" in line for line in job.said()) == 1
@@ -179,7 +180,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_killed_process_ends_the_job_and_the_rest_is_resumed_alone(start, tmp_path):
-    out, flags = tmp_path / "run", f"{TRAINERS['dann']} {SMALL} --target builtin-usps --no-teacher --no-geometry"
+    out, flags = tmp_path / "run", f"{FLAGS['dann']} {SMALL} --target builtin-usps --no-teacher --no-geometry"
     flags = f"{flags} --mode source --sample-every 100000 --resume auto --out {out}"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["-m", "dann.train", *flags.split(), "--steps", "100000"]

@@ -1,6 +1,7 @@
 """Loading: conversions, the cache, and every mistake a data folder can hold."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,30 @@ def test_a_changed_image_rebuilds_the_cache_and_replaces_the_old_one(data, caplo
     assert images[3].unique().tolist() == [90] and "(decoded)" in how(caplog)
     after = caches(data / ".cache")
     assert len(before) == len(after) == 2 and len(set(before) & set(after)) == 1  # the faces' stayed
+
+
+def test_a_changed_image_of_the_same_size_and_time_is_seen(data):
+    """As an archive leaves it that is unpacked over the old images, or a clock that was set back."""
+    load_digits(data, "usps", "train")
+    changed = data / "digits" / "usps" / "data" / "1.png"
+    before = changed.stat()
+    Image.fromarray(np.full((28, 28), 90, np.uint8)).save(changed)
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = changed.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert load_digits(data, "usps", "train").images[3].unique().tolist() == [90]
+
+
+@pytest.mark.parametrize("moment", ["listed", "looked at"])
+def test_an_image_that_vanishes_while_the_folder_is_read_is_named(data, monkeypatch, moment):
+    victim = data / "digits" / "usps" / "data" / "3.png"
+    name = {"listed": "_load_cached", "looked at": "_decode"}[moment]
+    read = getattr(datasets, name)
+    monkeypatch.setattr(datasets, name, lambda *args: victim.unlink(missing_ok=True) or read(*args))
+    with pytest.raises(UserError, match=r"3\.png.*No such file.*: replace it or remove it") as mistake:
+        load_digits(data, "usps", "train")
+    assert "\n" not in str(mistake.value)
+    assert not (data / ".cache").exists()
 
 
 def test_a_row_removed_or_moved_is_seen(data):

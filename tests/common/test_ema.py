@@ -111,3 +111,37 @@ def test_a_copy_with_statistics_of_its_own():
     assert not torch.equal(ema.module.weight, torch.ones(2))
     assert torch.equal(ema.module.running_mean, torch.zeros(2))
     assert ema.module.num_batches_tracked == 0
+
+
+def test_a_long_run_stays_within_its_rounding_of_the_exact_average():
+    """20,000 updates in float32, as in training, against float64.
+
+    An update moves the average by (1 - decay) of its distance to the weight. A move of less than half a unit in the
+    last place is lost, so the average may stay behind by that over 1 - decay; rounding otherwise averages out.
+    """
+    decay, steps = 0.999, 20_000
+    generator = torch.Generator().manual_seed(0)
+    start, drift = torch.tensor([1.0, -3.0, 1e-4]), torch.tensor([2.0, 3.5, 2e-4])
+    module = nn.Linear(3, 1, bias=False)
+    module.weight.data[0] = start
+    ema, exact = EMA(module, decay), start.double()
+    bound = (start.abs() + drift.abs()).double() * torch.finfo(torch.float32).eps / 2 / (1 - decay)
+    for n in range(steps):  # weights that move and tremble, and come to rest
+        noise = torch.randn(3, generator=generator) * 0.05 * start * (n < steps / 2)
+        module.weight.data[0] = start + min(1.0, 2 * n / steps) * drift + noise
+        ema.update(module)
+        share = 1 - min(decay, (1 + n) / (10 + n))
+        exact = exact + share * (module.weight.data[0].double() - exact)
+        if n % 500 == 499:
+            error = (ema.module.weight.data[0].double() - exact).abs()
+            assert (error <= bound).all(), (n, (error / bound).tolist())
+
+
+def test_the_average_of_weights_at_rest_is_these_weights_exactly():
+    module = network()
+    ema = EMA(module, 0.999)
+    before = copy.deepcopy(module.state_dict())
+    for _ in range(5000):
+        ema.update(module)
+    for name, value in before.items():
+        assert torch.equal(ema.module.state_dict()[name], value), name

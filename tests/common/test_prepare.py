@@ -2,6 +2,7 @@
 
 import bz2
 import csv
+import errno
 import gzip
 import io
 import struct
@@ -404,6 +405,15 @@ def test_a_truncated_file_is_named_and_nothing_half_built_stays(raw, out, name):
         run(raw, out)
     assert Path(name).name in str(caught.value) and "\n" not in str(caught.value)
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def test_no_room_to_unpack_is_no_fault_of_the_raw_file(raw, out, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot write .*mnist \(No space left on device\): make room"):
+        run(raw, out)
 
 
 def test_images_without_their_labels_are_refused(raw, out):

@@ -1,6 +1,8 @@
 """The run folder's small parts; the loop, resume and signals are tested with diffusion.train."""
 
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from common import checkpoint
+from common.ema import EMA
 from common.errors import UserError
 from common.runlog import Run, plot_curves, read_metrics
 
@@ -76,6 +79,14 @@ def test_curves_are_a_picture_with_a_panel_a_metric(tmp_path):
             assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 2  # not blank
             sizes.append(picture.size)
     assert sizes == [(400, 260), (1200, 260), (1200, 520)]
+
+
+def test_curves_that_cannot_be_written_are_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1}\n')
+    (tmp_path / "curves.png").mkdir()
+    with pytest.raises(UserError, match=r"curves\.png: cannot write it \(Is a directory\)"):
+        plot_curves(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["curves.png", "metrics.jsonl"]
 
 
 def test_curves_stand_a_metric_that_came_late(tmp_path):
@@ -146,6 +157,79 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot write the run folder") as mistake:
         make_run(tmp_path / "file" / "run", nn.Linear(2, 3))
     assert "\n" not in str(mistake.value)
+
+
+def test_a_folder_without_permission_is_one_line_and_stays_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir(mode=0o555)
+    tmp_path.chmod(0o711)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    try:
+        if user == 0:  # root may write everywhere
+            os.seteuid(65534)
+        with pytest.raises(UserError, match=r"run/args\.json: cannot write it \(Permission denied\)"):
+            make_run(Path("run"), nn.Linear(2, 3))
+    finally:
+        os.seteuid(user)
+    assert os.listdir("run") == []
+
+
+def test_a_run_that_cannot_begin_takes_back_what_it_wrote(tmp_path, monkeypatch):
+    def full(path, text):
+        raise UserError("metrics.jsonl: cannot write it")
+
+    monkeypatch.setattr("common.runlog.write_text", full)
+    with pytest.raises(UserError, match="cannot write it"):
+        make_run(tmp_path / "new", nn.Linear(2, 3))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("not a run's")
+    with pytest.raises(UserError, match="cannot write it"):
+        make_run(tmp_path / "mine", nn.Linear(2, 3))
+    assert os.listdir(tmp_path / "mine") == ["notes.txt"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_metric_that_is_no_number_stops_before_its_row_is_written(tmp_path, value):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1, save_every=1)
+    with pytest.raises(UserError, match=f"loss became {value} before step 3: the last good checkpoint is kept"):
+        for step in run.steps():
+            run.record({"loss": torch.tensor(float(value) if step == 2 else 1.0)})
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+@pytest.mark.parametrize("spoiled", ["model", "optimiser", "average"])
+def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path, spoiled):
+    """The loss of that step was finite: it belongs to the weights before the update."""
+    model = nn.Linear(2, 3)
+    optimiser, average = torch.optim.Adam(model.parameters()), EMA(model, 0.9)
+    args = Namespace(out=tmp_path / "run", resume=None, steps=4, batch_size=2, log_every=1, save_every=2)
+    run = Run(args.out, "test/run", args, {}, {"model": model, "optimiser": optimiser, "average": average}, model)
+
+    def train():
+        for step in run.steps():
+            optimiser.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimiser.step()
+            if step == 3:
+                value = {"model": model.weight, "average": average.module.weight,
+                         "optimiser": optimiser.state[model.weight]["exp_avg_sq"]}[spoiled]
+                value.data[1, 1] = float("inf")
+            run.record({"loss": torch.tensor(1.0)})
+
+    with pytest.raises(UserError, match=f"{spoiled}.* became not finite before step 4: the last good checkpoint is"):
+        train()
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
+    assert not (tmp_path / "run" / "done").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    clock = itertools.cycle([2e9, 0.0, 1e9])
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    train(make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert 0 <= json.loads((tmp_path / "run" / "done").read_text())["seconds"] < 1e6
 
 
 def test_paths_are_stored_as_text(finished):

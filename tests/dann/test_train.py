@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from common import prepare
+from common.batches import Batches
 from common.datasets import load_digits
 from common.errors import UserError
 from common.runlog import Run, read_metrics
@@ -192,8 +193,27 @@ def test_the_source_is_scaled_to_the_target_and_the_target_is_not(train, monkeyp
     assert asked == {("mnistm", "usps"), ("usps", "usps")}
 
 
-def test_previews_do_not_change_the_training(train, weights):
-    assert same(weights(train("often", "--sample-every", "1")), weights(train("seldom", "--sample-every", "6")))
+@pytest.mark.parametrize("mode", MODES)
+def test_previews_do_not_change_the_training(mode, train, weights):
+    often, seldom = (train(f"every{n}", *MODES[mode], "--sample-every", n) for n in ("1", "6"))
+    assert same(weights(often), weights(seldom))
+
+
+def test_source_and_target_come_in_orders_of_their_own(train, monkeypatch):
+    """MNIST and MNIST-M show the same digits in the same order; in one order, every batch would hold the same twice."""
+    drawn = {}
+
+    class Watched(Batches):
+        def next(self):
+            batch = super().next()
+            drawn.setdefault(self, []).append(batch.tolist())
+            return batch
+
+    monkeypatch.setattr(training, "Batches", Watched)
+    train("run")
+    source, target = drawn.values()
+    assert len(source) == len(target) == 6
+    assert all(a != b for a, b in zip(source, target, strict=True))
 
 
 def test_the_oracle_is_the_best_preview_and_the_result_the_last(train, monkeypatch):

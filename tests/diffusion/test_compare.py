@@ -11,6 +11,8 @@ from common import checkpoint
 from common.errors import UserError
 from common.images import to_uint8
 from diffusion import compare, inference
+from diffusion.classifier import DigitClassifier
+from diffusion.generate import Setting, load_network
 from diffusion.unet import KIND, ConditionalUNet
 
 
@@ -26,7 +28,7 @@ def weights(tmp_path):
 @pytest.fixture
 def run(digits_dir, weights, tmp_path, monkeypatch):
     """Run the command with two images a digit."""
-    monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
+    monkeypatch.setattr(compare, "load_or_train", lambda *args: DigitClassifier().eval())
     monkeypatch.chdir(tmp_path)
 
     def run(*settings, **flags):
@@ -61,9 +63,8 @@ def test_table_and_plot_stand_beside_the_scores(run, tmp_path):
 
 
 def test_images_are_those_of_inference(weights, tmp_path):
-    flags = inference.parse_args(["-", "--sampler", "ddim", "--steps", "3", "--guidance", "2"])
-    network = inference.load_network(weights, torch.device("cpu"))
-    images, digits, _ = compare.measure(network, flags, 1, 10, torch.device("cpu"), torch.float32)
+    network = load_network(weights, torch.device("cpu"))
+    images, digits, _ = compare.measure(network, Setting("ddim", 3, 2.0), 1, 10, torch.device("cpu"), torch.float32)
     inference.main([str(tmp_path / "out"), "--weights", str(weights), "--sampler", "ddim", "--steps", "3",
                     "--guidance", "2", "--per-digit", "1", "--batch-size", "10", "--precision", "fp32"])
     assert images.dtype == to_uint8(torch.zeros(1)).dtype and digits.tolist() == list(range(10))
@@ -74,7 +75,7 @@ def test_images_are_those_of_inference(weights, tmp_path):
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("ddim", "SAMPLER:STEPS:GUIDANCE"), ("ddim:5", "SAMPLER:STEPS:GUIDANCE"), ("euler:5:2", "euler"),
-    ("ddim:0:2", "--steps"), ("ddim:5:x", "--guidance"), ("ddim:5:2:9", "--guidance-interval"),
+    ("ddim:0:2", "steps"), ("ddim:5:x", "SAMPLER"), ("ddim:5:-1", "guidance"), ("ddim:5:2:9", ":LOW-HIGH"),
     ("ddim:5:2:1-9:3", "SAMPLER:STEPS:GUIDANCE")])
 def test_a_bad_setting_is_named(setting, message):
     with pytest.raises(UserError, match=message) as error:

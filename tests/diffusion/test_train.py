@@ -176,6 +176,15 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts(capsys):
                          torch.float32)
 
 
+def test_learning_rate_warms_up_and_falls_to_a_twentieth():
+    args = train.parse_args(["--lr", "0.1", "--warmup", "10", "--steps", "110"])
+    rates = [train.learning_rate(step, args) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
+    assert rates[60] == pytest.approx(0.1 * (0.05 + 0.95 / 2))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert train.learning_rate(110, args) == pytest.approx(0.005)
+
+
 def test_overfits_one_batch():
     torch.manual_seed(0)
     args = train.parse_args(["--width", "8"])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from diffusion.attention import attend
-from diffusion.unet import ConditionalUNet, time_embedding
+from diffusion.unet import ConditionalUNet, DoubleConv, Up, time_embedding
 
 GOLDEN = Path(__file__).parent / "golden" / "unet.txt"
 
@@ -49,6 +50,19 @@ def test_dropped_labels_are_the_unconditional_branch_sample_by_sample(small):
     torch.testing.assert_close(mixed[[0, 2]], small(x, t, labels)[[0, 2]])
     torch.testing.assert_close(mixed[1], small(x, t)[1])
     assert not torch.allclose(mixed[1], small(x, t, labels)[1])
+
+
+def test_a_residual_block_adds_its_input():
+    block, x = DoubleConv(4, 4, residual=True), torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block(x), F.gelu(x + block.double_conv(x)))
+
+
+def test_the_skip_connection_comes_before_the_enlarged_map():
+    up, seen = Up(8, 2), []
+    up.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x, skip = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 7, 7)
+    up(x, skip, torch.randn(2, 256))
+    assert torch.equal(seen[0], torch.cat([skip, F.interpolate(x, (7, 7), mode="bilinear", align_corners=True)], 1))
 
 
 def test_time_and_label_both_matter(small):

@@ -1,0 +1,59 @@
+"""Small runs of the three trainers, and what of a run folder must be equal to the bit."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import builtin, cli, runlog
+from dann import train as dann_train
+from diffusion import train as diffusion_train
+from gan import train as gan_train
+
+MODULES = {"gan": gan_train, "diffusion": diffusion_train, "dann": dann_train}
+FLAGS = {"gan": "--model dcgan --width 8", "diffusion": "--width 4", "dann": "--source mnist --target usps"}
+SMALL = "--data builtin --device cpu --batch-size 4 --log-every 1 --save-every 3 --sample-every 5"
+
+
+def arguments(task: str, out: Path, more: str = "") -> list[str]:
+    """Return a small run's command line."""
+    return f"{FLAGS[task]} {SMALL} --out {out} {more}".split()
+
+
+def make_small(replace=setattr) -> None:
+    """Take 40 images of noise for the embedded sets, small previews, and no curves: seconds not at stake here."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    replace(builtin, "digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
+    replace(builtin, "faces", lambda split: pixels)
+    replace(runlog, "plot_curves", lambda run_dir: None)
+    replace(diffusion_train, "PREVIEW_STEPS", 1)
+    replace(diffusion_train, "PREVIEW_COLUMNS", 1)
+
+
+def command(module: str, argv: list[str], threads: int, log: Path) -> None:
+    """Run a module of the project as a command does; this is the child."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(1, 2)
+    torch.set_num_threads(threads)
+    make_small()
+    sys.argv = [module, *argv]
+    cli.run_main(lambda: importlib.import_module(module).main(argv))
+
+
+def state(value):
+    """A checkpoint without what may differ, in a form that == compares bit for bit."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {name: state(entry) for name, entry in value.items() if name not in ("seconds", "out", "resume")}
+    return [state(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def result(out: Path) -> dict:
+    """What two equal runs leave in their folders."""
+    files = {path.name: path.read_bytes() for path in (out / "samples").iterdir()}
+    return {"checkpoint": state(torch.load(out / "last.pt", weights_only=True)), "samples": files,
+            "metrics": (out / "metrics.jsonl").read_text(), "files": {path.name for path in out.iterdir()}}
