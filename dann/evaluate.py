@@ -17,7 +17,7 @@ from common.cli import Parser, run_main
 from common.errors import UserError
 from common.files import write_json, write_text
 
-ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "DANN plus",
+ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "plus",
         ("target", None): "trained on target"}
 SPLITS = {"val": "accuracy on val, %", "test": "accuracy on test, %",
           "oracle": "accuracy on test of the oracle's step (chosen by target labels, used nowhere), %"}

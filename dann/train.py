@@ -5,9 +5,9 @@
 DANN (Ganin & Lempitsky 2015, arXiv:1409.7495; Ganin et al. 2016, JMLR 17(59)) on the report's network. All rows
 share inputs (`dann.inputs`), optimiser and schedule; target labels train mode target alone, and no step is chosen
 by them: the network of the last one is scored. Recipe `plain` is the paper's algorithm, but for Adam instead of
-SGD and the augmentation. Recipe `plus` adds a teacher (`dann.teacher`), whose confident readings of target images
-become their labels, and whose weights are kept; its learning rate is higher and falls to 0, so that what it ends
-with is settled. Every part has a switch.
+SGD and the augmentation. Recipe `plus` puts a teacher (`dann.teacher`) in the adversary's place: its confident
+readings of target images become their labels, and its weights are kept. Its learning rate is higher and falls to 0,
+so that what it ends with is settled. Every part has a switch; `--adversary` brings the domain loss back.
 
 Source and target go through the network one after the other, so that batch normalisation sees one domain at a
 time; the network's running statistics see both, the teacher's the target alone.
@@ -69,7 +69,7 @@ MODES = ("source", "dann", "target")
 COMMON = {"geometry": True, "intensity": True, "standardise": True}
 RECIPES = {None: COMMON | {"adversary": False, "teacher": False, "balance": False, "lr": 1e-3, "lr_decay": "paper"},
            "plain": COMMON | {"adversary": True, "teacher": False, "balance": False, "lr": 1e-3, "lr_decay": "paper"},
-           "plus": COMMON | {"adversary": True, "teacher": True, "balance": True, "lr": 2e-3, "lr_decay": "cosine"}}
+           "plus": COMMON | {"adversary": False, "teacher": True, "balance": True, "lr": 2e-3, "lr_decay": "cosine"}}
 LR_DECAYS = ("paper", "cosine")
 PREVIEW = 16  # augmented images a domain
 
@@ -107,7 +107,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.mode == "dann" and not (args.adversary or args.teacher):
-        parser.error("--no-adversary without --teacher leaves nothing to adapt with: use --mode source")
+        parser.error("without --adversary and --teacher there is nothing to adapt with: use --mode source")
     if args.source == args.target:
         parser.error(f"--source and --target: got {args.source} twice, expected two domains")
     if args.batch_size < 2 * world_size():

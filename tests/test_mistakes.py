@@ -255,8 +255,8 @@ CASES = [
     ("init-other-prediction", "diffusion.train", nothing, "--init diffusion.pt --prediction noise", "--prediction"),
     ("init-wider", "diffusion.train", nothing, "--init dann.pt", "got a checkpoint of dann"),
     ("same-domains", "dann.train", nothing, "--source usps", "usps twice"),
-    ("nothing-to-adapt-with", "dann.train", nothing, "--no-adversary --no-teacher", "--mode source"),
-    ("balance-without-teacher", "dann.train", nothing, "--no-teacher --balance", "--teacher"),
+    ("nothing-to-adapt-with", "dann.train", nothing, "--no-teacher", "--mode source"),
+    ("balance-without-teacher", "dann.train", nothing, "--no-teacher --adversary --balance", "--teacher"),
     ("teacher-without-target", "dann.train", nothing, "--mode source --teacher", "--teacher"),
     # CSV files.
     *[(f"csv-{what}", "diffusion.train", train_csv(text), "", said) for what, text, said in (

@@ -180,7 +180,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_killed_process_ends_the_job_and_the_rest_is_resumed_alone(start, tmp_path):
-    out, flags = tmp_path / "run", f"{FLAGS['dann']} {SMALL} --target builtin-usps --no-teacher --no-geometry"
+    out, flags = tmp_path / "run", f"{FLAGS['dann']} {SMALL} --target builtin-usps --recipe plain --no-geometry"
     flags = f"{flags} --mode source --sample-every 100000 --resume auto --out {out}"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["-m", "dann.train", *flags.split(), "--steps", "100000"]

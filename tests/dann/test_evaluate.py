@@ -27,7 +27,7 @@ def runs(tmp_path):
 def test_table(runs, tmp_path, capsys):
     paths = [runs("t", "target", val=0.99, test=0.97, oracle={"step": 5, "val": 1.0, "test": 0.98}),
              runs("d1", "dann", 1, 0.92), runs("d0", "dann"), runs("p", "dann", recipe="plus", val=0.96),
-             runs("a", "dann", recipe="plus", val=0.95, changes=["no geometry", "no adversary"]),
+             runs("a", "dann", recipe="plus", val=0.95, changes=["no geometry", "adversary"]),
              runs("s", "source", val=0.8), runs("x", "dann", val=0.456, data="builtin", target="svhn"),
              runs("n", "source", val=0.6, changes=["no geometry"])]
     out = tmp_path / "report" / "table.md"
@@ -38,8 +38,8 @@ def test_table(runs, tmp_path, capsys):
 | trained on source | 80.0 | - |
 | trained on source, no geometry | 60.0 | - |
 | DANN | 91.0 ± 1.4 (2 seeds) | 45.6 |
-| DANN plus | 96.0 | - |
-| DANN plus, no geometry, no adversary | 95.0 | - |
+| plus | 96.0 | - |
+| plus, no geometry, adversary | 95.0 | - |
 | trained on target | 99.0 | - |
 
 | accuracy on test, % | mnistm -> usps |

@@ -109,7 +109,7 @@ def test_learns_the_bars(train):
 
 
 def test_run_folder(train, capsys):
-    out = train("run", "--sample-every", "3")
+    out = train("run", "--sample-every", "3", "--adversary")
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
     result = json.loads((out / "result.json").read_text())
     assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "seconds",
@@ -249,7 +249,7 @@ def test_diagnosis(row, said):
 
 def test_a_collapse_is_said_once(train, monkeypatch, capsys):
     monkeypatch.setattr(training, "called_source", lambda *logits: torch.tensor(1.0))
-    train("run")
+    train("run", "--adversary")
     captured = capsys.readouterr()
     assert (captured.out + captured.err).count("collapsed") == 1
 
@@ -283,8 +283,8 @@ def test_dann_looks_at_the_target_and_source_does_not(train, weights):
     assert not torch.equal(source["feature.0.weight"], dann["feature.0.weight"])
 
 
-@pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-standardise", "--no-adversary",
-                                   "--no-teacher", "--no-balance", "--lr 0.01", "--lr-decay paper"])
+@pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-standardise", "--adversary",
+                                   "--no-balance", "--lr 0.01", "--lr-decay paper"])
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # a teacher of six steps is sure of nothing
     assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
@@ -330,7 +330,7 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     (["--mode", "both"], "--mode"),
     (["--recipe", "both"], "--recipe"),
     (["--mode", "source", "--teacher"], "--teacher belong to --mode dann"),
-    (["--no-adversary", "--no-teacher"], "--mode source"),
+    (["--no-teacher"], "--mode source"),
     (["--recipe", "plain", "--balance"], "--balance .* needs --teacher"),
     (["--recipe", "plain", "--no-adversary"], "--mode source"),
     (["--seeds", "-1"], "--seeds"),
