@@ -60,5 +60,5 @@ def test_synchronous_batch_norm_keeps_names_and_the_teacher_knows_it():
     layers = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
     assert len(layers) == sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in plain.modules()) == 5
     model.eval().features, model.classifier = (lambda images: torch.zeros(len(images), 10)), nn.Identity()
-    teacher.pseudo_labels(model, torch.zeros(2, 3, 28, 28))
+    teacher.pseudo_labels(model, torch.zeros(2, 3, 28, 28), balance=True)
     assert all(layer.training for layer in layers if layer in set(model.modules()))
