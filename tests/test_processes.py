@@ -35,7 +35,7 @@ def process(rank: int, size: int, port: int, module: str, argv: list[str], log: 
         save_image, inference.BLOCK = inference.save_image, 4
 
         def said(image, path, stamp):
-            print(f"rank {rank} writes {path.name}", file=sys.stderr)
+            os.write(2, f"rank {rank} writes {path.name}\n".encode())  # in one piece, beside the other's
             save_image(image, path, stamp)
 
         inference.save_image = said
