@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import fcntl
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -25,7 +24,6 @@ from typing import Any, Protocol
 import numpy
 import PIL
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,8 +32,7 @@ from common.cli import describe
 from common.device import describe_machine, peak_memory, rng_state, set_rng_state
 from common.distributed import average, largest, rank, require_in_step, wait_for_all, world_size
 from common.errors import UserError
-from common.files import cannot_write, write_json, write_text
-from common.images import save_picture
+from common.files import cannot_write, whole, write_json, write_text
 
 # Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
@@ -310,6 +307,5 @@ def plot_curves(run_dir: Path) -> None:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
-    save_picture(Image.open(drawn), run_dir / "curves.png")
+    with whole(run_dir / "curves.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
