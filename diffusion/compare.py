@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
     network = load_network(args.weights, device)
+    for setting in args.settings.values():
+        network.check_guidance(setting.guidance, args.weights)
     real = load_digits(args.data, args.domain, "val")
     classifier: DigitClassifier = load_or_train(default_path(args.data, args.domain),
                                                 load_digits(args.data, args.domain, "train"), device, dtype)

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from common.checkpoint import load_into, load_weights
 from common.device import autocast, place
-from common.images import generator_for
+from common.errors import UserError
+from common.images import generator_for, grid, to_uint8
 from diffusion.samplers import Noise, State, ddim, ddpm, dpm_solver_pp, guided_denoiser, heun
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
@@ -17,6 +18,7 @@ from diffusion.unet import KIND, ConditionalUNet
 FULL = "ddpm"  # takes all steps of the chain
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp, "heun": heun}
 ALL_TIMES = (0, 999)
+PREVIEW_COLUMNS = 4
 
 
 class Setting(NamedTuple):
@@ -38,12 +40,37 @@ class Setting(NamedTuple):
         return None
 
 
+STANDARD = Setting("dpm-solver++", 10, 2.0)  # of a network that was not distilled
+
+
 class Network(NamedTuple):
-    """A trained network in eval mode, its schedule, and what it predicts."""
+    """A trained network in eval mode, its schedule, and the `model_args` of its checkpoint."""
 
     model: nn.Module
     schedule: Schedule
-    prediction: str
+    model_args: dict[str, Any]
+
+    @property
+    def prediction(self) -> str:
+        """What the model predicts, "noise" or "velocity"."""
+        return self.model_args["prediction"]
+
+    @property
+    def distilled(self) -> Setting | None:
+        """How a distilled network draws, with the guidance 1 as it has learnt its teacher's; None for any other."""
+        setting = self.model_args.get("distilled")
+        return setting and Setting(*setting)
+
+    @property
+    def setting(self) -> Setting:
+        """How it draws where nothing else is asked for."""
+        return self.distilled or STANDARD
+
+    def check_guidance(self, guidance: float, path: Path) -> None:
+        """Refuse to guide a distilled network: it has no unconditional branch any more."""
+        if self.distilled and guidance != 1:
+            raise UserError(f"{path} was distilled with its guidance: got guidance {guidance:g}, expected 1; "
+                            "any other needs the network that it was distilled from")
 
 
 def load_network(path: Path, device: torch.device) -> Network:
@@ -51,8 +78,7 @@ def load_network(path: Path, device: torch.device) -> Network:
     model_args, weights = load_weights(path, KIND)
     model = ConditionalUNet(model_args["width"])
     load_into(model, weights, path)
-    return Network(place(model, device).eval(), make_schedule(model_args["schedule"]).to(device),
-                   model_args["prediction"])
+    return Network(place(model, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args)
 
 
 def image_noise(seeds: list[tuple[int, ...]], device: torch.device) -> Noise:
@@ -82,3 +108,10 @@ def chain(network: Network, setting: Setting, seed: int, pairs: list[tuple[int, 
             yield from ddpm(denoise, network.schedule, noise)
         else:
             yield from SAMPLERS[setting.sampler](denoise, network.schedule, noise, setting.steps)
+
+
+def preview(network: Network, setting: Setting, seed: int, dtype: torch.dtype) -> Tensor:
+    """Draw a picture of a training's state, a row of each digit, as (3, H, W) uint8 on the CPU."""
+    pairs = [(digit, number) for digit in range(10) for number in range(PREVIEW_COLUMNS)]
+    *_, last = chain(network, setting, seed, pairs, network.schedule.betas.device, dtype)
+    return grid(to_uint8(last.x).cpu(), PREVIEW_COLUMNS, scale=2)

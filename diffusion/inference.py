@@ -20,11 +20,14 @@ from common.cli import Parser, add_device_flags, non_negative_float, non_negativ
 from common.device import select_device, select_dtype
 from common.distributed import join, rank, wait_for_all, world_size
 from common.images import grid, save_gif, save_image, save_picture, still_missing, to_uint8
-from diffusion.generate import ALL_TIMES, FULL, SAMPLERS, Setting, chain, load_network
+from diffusion.generate import FULL, SAMPLERS, chain, load_network
 from diffusion.samplers import State
 
 FRAME_TIMES = (0, 200, 400, 600, 800, 1000)  # the report's; time t of the chain is index t - 1 here
 GIF_FRAMES = 40  # about as many as four seconds show
+# Pictures of the way out of the noise take a chain with many moments, unless other flags say so.
+MOMENTS = {"process": {"sampler": FULL}, "gif": {"sampler": "ddim", "steps": GIF_FRAMES}}
+DISTILLED = "diffusion-distilled.pt"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,13 +43,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                          help="draw that picture's way out of the noise as OUT.gif")
     picture.add_argument("--process", dest="picture", action="store_const", const="process",
                          help="draw six moments of the first image's as OUT.png")
-    parser.add_argument("--weights", metavar="PATH", type=Path, default=RELEASED / "diffusion.pt")
-    parser.add_argument("--sampler", choices=(FULL, *SAMPLERS), default="dpm-solver++")
-    parser.add_argument("--steps", metavar="N", type=positive_int, default=10,
-                        help="of the chain (default: %(default)s); ddpm always takes 1000")
-    parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, default=2.0)
+    parser.add_argument("--weights", metavar="PATH", type=Path,
+                        help="(default: the released network; distilled, where none of the next five flags is given)")
+    sampler = parser.add_mutually_exclusive_group()
+    sampler.add_argument("--full", dest="sampler", action="store_const", const=FULL,
+                         help="the whole chain of 1000 steps, the same as --sampler ddpm")
+    sampler.add_argument("--sampler", choices=(FULL, *SAMPLERS), help="(default: the network's own)")
+    parser.add_argument("--steps", metavar="N", type=positive_int,
+                        help="of the chain (default: the network's own); ddpm always takes 1000")
+    parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float, help="(default: the network's own)")
     parser.add_argument("--guidance-interval", metavar=("LOW", "HIGH"), type=non_negative_int, nargs=2,
-                        default=ALL_TIMES, help="guide only at these times, at half the cost elsewhere (default: all)")
+                        help="guide only at these times, at half the cost elsewhere (default: all)")
     parser.add_argument("--digits", metavar="D,D,...", type=digit_list, default=list(range(10)),
                         help="draw only these, e.g. 3,5 (default: all ten)")
     parser.add_argument("--per-digit", metavar="N", type=positive_int,
@@ -54,8 +61,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", metavar="N", type=positive_int, default=100)
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
     args = parser.parse_args(argv)
-    if args.steps > 1000:
+    if args.steps is not None and args.steps > 1000:
         parser.error(f"--steps: got {args.steps}, expected at most the chain's 1000")
+    if args.guidance_interval is not None:
+        args.guidance_interval = tuple(args.guidance_interval)
     if args.per_digit is None:
         args.per_digit = 10 if args.picture else 100
     suffix = {"grid": ".png", "gif": ".gif", "process": ".png", None: args.out.suffix}[args.picture]
@@ -80,8 +89,14 @@ def main(argv: list[str] | None = None) -> int:
     join(device)
     if rank() and args.picture:
         return 0  # a picture is the work of one process
-    network = load_network(args.weights, device)
-    setting = Setting(args.sampler, args.steps, args.guidance, tuple(args.guidance_interval))
+    given = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance,
+             "interval": args.guidance_interval}
+    given = {name: value for name, value in given.items() if value is not None}
+    weights = args.weights or RELEASED / ("diffusion.pt" if given or args.picture in MOMENTS else DISTILLED)
+    network = load_network(weights, device)
+    many_steps = {} if network.distilled else MOMENTS.get(args.picture, {})
+    setting = network.setting._replace(**many_steps | given)
+    network.check_guidance(setting.guidance, weights)
 
     def states(pairs: list[tuple[int, int]]) -> Iterator[State]:
         return chain(network, setting, args.seed, pairs, device, dtype)
@@ -108,9 +123,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     names = [f"{digit}_{number:03d}.png" for digit, number in pairs]
-    stamp = (f"diffusion weights={sha256(args.weights)[:16]} seed={args.seed} sampler={args.sampler} "
-             f"steps={args.steps} guidance={args.guidance:g} "
-             f"interval={args.guidance_interval[0]}-{args.guidance_interval[1]} dtype={dtype}")
+    stamp = (f"diffusion weights={sha256(weights)[:16]} seed={args.seed} sampler={setting.sampler} "
+             f"steps={setting.steps} guidance={setting.guidance:g} "
+             f"interval={setting.interval[0]}-{setting.interval[1]} dtype={dtype}")
     missing = still_missing(args.out, names, stamp)
     wait_for_all()  # before one of them writes what another would not miss
     mine = [i for i in missing if i // args.batch_size % world_size() == rank()]

@@ -1,4 +1,4 @@
-"""The training loss of the diffusion model, with time and noise as arguments: no randomness in here."""
+"""The training losses of the diffusion model, with time and noise as arguments: no randomness in here."""
 
 from collections.abc import Callable
 
@@ -36,6 +36,19 @@ def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedu
         snr = schedule.snr(t)
         loss = loss * snr.clamp(max=MIN_SNR_GAMMA) / (snr if prediction == "noise" else snr + 1)
     return loss
+
+
+def x0_loss(x_0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
+    """Return max(SNR, 1) times the squared error in x_0 of each image (Salimans & Ho 2022, "truncated SNR", eq. 9).
+
+    Args:
+        x_0, target: (B, 3, 28, 28) float32.
+        snr: (B,) signal-to-noise ratio at their times.
+
+    Returns:
+        (B,) float32.
+    """
+    return snr.clamp(min=1) * (x_0 - target).square().mean(dim=(1, 2, 3))
 
 
 def quartile_means(loss: Tensor, t: Tensor, num_timesteps: int) -> dict[str, Tensor]:

@@ -22,31 +22,45 @@ class State(NamedTuple):
     x: Tensor
 
 
-def guided_denoiser(model: nn.Module, schedule: Schedule, labels: Tensor, guidance_scale: float,
-                    prediction: str, interval: tuple[int, int] = (0, 10**9)) -> Denoiser:
-    """Return (x_t, t) -> x_0 in [-1, 1] with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+def guided_x0(model: nn.Module, schedule: Schedule, x_t: Tensor, t: Tensor, labels: Tensor, guidance_scale: float,
+              prediction: str) -> Tensor:
+    """Return the x_0 that a network sees in x_t, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
     Args:
         model: the conditional U-Net in eval mode.
         schedule: the noise schedule.
+        x_t: (B, 3, 28, 28) float32.
+        t: (B,) int64 in 0..T-1.
         labels: (B,) int64 digits.
         guidance_scale: 1 is the plain conditional model, larger follows the label more strongly; output =
             unconditional + scale * (conditional - unconditional). Both halves run as one batch.
         prediction: what the model predicts, "noise" or "velocity".
+
+    Returns:
+        (B, 3, 28, 28) float32 in [-1, 1].
+    """
+    if guidance_scale == 1:
+        output = model(x_t, t, labels)
+    else:
+        keep = torch.arange(2 * len(labels), device=labels.device) < len(labels)
+        both = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), labels.repeat(2), keep)
+        conditional, unconditional = both.chunk(2)
+        output = torch.lerp(unconditional, conditional, guidance_scale)
+    return schedule.predict_x0(x_t, t, output, prediction).clamp(-1, 1)
+
+
+def guided_denoiser(model: nn.Module, schedule: Schedule, labels: Tensor, guidance_scale: float,
+                    prediction: str, interval: tuple[int, int] = (0, 10**9)) -> Denoiser:
+    """Return (x_t, t) -> x_0 as `guided_x0` does, all images at one time.
+
+    Args:
         interval: guide only where interval[0] <= t <= interval[1], at half the cost elsewhere (Kynkaanniemi
             et al. 2024, arXiv:2404.07724).
     """
-    doubled_labels = labels.repeat(2)
-    keep = torch.arange(2 * len(labels), device=labels.device) < len(labels)
-
     def denoise(x_t: Tensor, t: int) -> Tensor:
-        times = torch.full((2 * len(x_t),), t, device=x_t.device)
-        if guidance_scale == 1 or not interval[0] <= t <= interval[1]:
-            output = model(x_t, times[:len(x_t)], labels)
-        else:
-            conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), times, doubled_labels, keep).chunk(2)
-            output = torch.lerp(unconditional, conditional, guidance_scale)
-        return schedule.predict_x0(x_t, times[:len(x_t)], output, prediction).clamp(-1, 1)
+        scale = guidance_scale if interval[0] <= t <= interval[1] else 1
+        times = torch.full((len(x_t),), t, device=x_t.device)
+        return guided_x0(model, schedule, x_t, times, labels, scale, prediction)
 
     return denoise
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 PREDICTIONS = ("noise", "velocity")
 SCHEDULES = ("linear", "cosine")
@@ -30,8 +31,8 @@ class Schedule(NamedTuple):
         return Schedule(self.betas.to(device), self.alphas_cumprod.to(device))
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(abar_t) and sqrt(1 - abar_t) as (B, 1, 1, 1) for t (B,) int64."""
-        alpha_bar = self.alphas_cumprod[t][:, None, None, None]
+        """Return sqrt(abar_t) and sqrt(1 - abar_t) as (B, 1, 1, 1) for t (B,) int64 in -1..T-1."""
+        alpha_bar = F.pad(self.alphas_cumprod, (0, 1), value=1.0)[t][:, None, None, None]  # index -1 is its end
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def snr(self, t: Tensor) -> Tensor:

@@ -32,15 +32,15 @@ from common.device import autocast, place, seed_everything, select_device, selec
 from common.distributed import average_gradients, first_alone, join, rank, share
 from common.ema import EMA
 from common.errors import UserError
-from common.images import grid, save_picture, seeded_normal, to_float, to_uint8
+from common.images import save_picture, to_float
 from common.runlog import Run
+from diffusion.generate import Network, Setting, preview
 from diffusion.loss import diffusion_loss, quartile_means
-from diffusion.samplers import ddim, guided_denoiser
 from diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 from diffusion.widen import widen
 
-PREVIEW_STEPS, PREVIEW_GUIDANCE, PREVIEW_COLUMNS = 20, 2.0, 4
+PREVIEW = Setting("ddim", 20, 2.0)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -120,17 +120,6 @@ def train_step(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, sch
     return {"loss": loss.mean(), **quartile_means(loss, t, schedule.num_timesteps), "grad_norm": grad_norm}
 
 
-def preview(model: nn.Module, schedule: Schedule, prediction: str, seed: int, dtype: torch.dtype) -> Tensor:
-    """Draw a row of each digit with a short guided DDIM chain: (40, 3, 28, 28) uint8, noise from the seed."""
-    device = schedule.betas.device
-    labels = torch.arange(10, device=device).repeat_interleave(PREVIEW_COLUMNS)
-    x_T = seeded_normal([(seed, i) for i in range(len(labels))], (3, 28, 28)).to(device)
-    denoise = guided_denoiser(model, schedule, labels, PREVIEW_GUIDANCE, prediction)
-    with autocast(device, dtype):
-        *_, last = ddim(denoise, schedule, lambda: x_T, PREVIEW_STEPS)
-    return to_uint8(last.x).cpu()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
@@ -166,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         run.record(train_step(model, ema, optimiser, schedule, to_float(images[index]), all_labels[index],
                               micro_batches, args, dtype))
         if run.due(args.sample_every) and rank() == 0:
-            picture = preview(ema.module, schedule, args.prediction, args.seed, dtype)
-            save_picture(grid(picture, PREVIEW_COLUMNS, scale=2), run.sample_path())
+            network = Network(ema.module, schedule, run.model_args)
+            save_picture(preview(network, PREVIEW, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

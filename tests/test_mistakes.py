@@ -33,6 +33,7 @@ from common.errors import UserError
 from common.runlog import Run
 from dann.networks import DANN
 from diffusion.classifier import DigitClassifier
+from diffusion.generate import Setting
 from diffusion.unet import ConditionalUNet
 from gan import train as gan_train
 from gan.models import build_generator
@@ -357,8 +358,8 @@ def fast(monkeypatch):
     """Leave out seconds that are not at stake."""
     monkeypatch.setattr("common.runlog.plot_curves", lambda run_dir: None)
     monkeypatch.setattr("diffusion.classifier.train", lambda *args: torch.manual_seed(0) and DigitClassifier().eval())
-    monkeypatch.setattr("diffusion.train.PREVIEW_STEPS", 1)
-    monkeypatch.setattr("diffusion.train.PREVIEW_COLUMNS", 1)
+    monkeypatch.setattr("diffusion.train.PREVIEW", Setting("ddim", 1, 2.0))
+    monkeypatch.setattr("diffusion.generate.PREVIEW_COLUMNS", 1)
     monkeypatch.setattr("dann.tsne.embed", lambda features: features[:, :2])
 
 

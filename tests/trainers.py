@@ -10,6 +10,7 @@ import torch
 
 from common import builtin, cli, runlog
 from dann import train as dann_train
+from diffusion import generate
 from diffusion import train as diffusion_train
 from gan import train as gan_train
 
@@ -29,8 +30,8 @@ def make_small(replace=setattr) -> None:
     replace(builtin, "digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
     replace(builtin, "faces", lambda split: pixels)
     replace(runlog, "plot_curves", lambda run_dir: None)
-    replace(diffusion_train, "PREVIEW_STEPS", 1)
-    replace(diffusion_train, "PREVIEW_COLUMNS", 1)
+    replace(diffusion_train, "PREVIEW", generate.Setting("ddim", 1, 2.0))
+    replace(generate, "PREVIEW_COLUMNS", 1)
 
 
 def command(module: str, argv: list[str], threads: int, log: Path) -> None:

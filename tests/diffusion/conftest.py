@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from diffusion import train
+from diffusion.generate import Setting
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,6 @@ def short_previews_on_one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PREVIEW_STEPS", 2)
+        patch.setattr(train, "PREVIEW", Setting("ddim", 2, 2.0))
         yield
     torch.set_num_threads(threads)
