@@ -113,10 +113,9 @@ def train_step(student: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, t
         labels: (B,) int64.
     """
     schedule = teacher.schedule
-    stride = 2 if args.chain else 1
-    chain = torch.tensor([*ddim_times(schedule.num_timesteps, stride * (args.chain or schedule.num_timesteps)), -1],
-                         device=x_0.device)
-    position = stride * torch.randint(0, len(chain) // stride, (len(x_0),), device=x_0.device)
+    num_steps, stride = (args.chain, 2) if args.chain else (schedule.num_timesteps, 1)  # stride: the teacher's to one
+    chain = torch.tensor([*ddim_times(schedule.num_timesteps, stride * num_steps), -1], device=x_0.device)
+    position = stride * torch.randint(0, num_steps, (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
     x_0, labels, position, noise = map(share, (x_0, labels, position, noise))
     times = [chain[position + i] for i in range(stride + 1)]
