@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     weights = args.weights or RELEASED / ("diffusion.pt" if given or args.picture in MOMENTS else DISTILLED)
     network = load_network(weights, device)
-    many_steps = {} if network.distilled else MOMENTS.get(args.picture, {})
-    setting = network.setting._replace(**many_steps | given)
+    moments = {} if network.distilled or {"sampler", "steps"} & given.keys() else MOMENTS.get(args.picture, {})
+    setting = network.setting._replace(**moments | given)
     network.check_guidance(setting.guidance, weights)
 
     def states(pairs: list[tuple[int, int]]) -> Iterator[State]:

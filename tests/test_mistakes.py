@@ -45,6 +45,7 @@ COMMANDS = {  # each works as it stands
     "gan.inference": "out --weights gan.pt --n 4 --device cpu",
     "gan.evaluate": "faces --reference hw2_data/face/val",
     "diffusion.train": f"--data hw2_data --width 4 {TRAIN}",
+    "diffusion.distill": f"--teacher diffusion.pt --data hw2_data {TRAIN}",
     "diffusion.inference": "out --weights diffusion.pt --per-digit 1 --steps 1 --device cpu",
     "diffusion.evaluate": "digits --data hw2_data --classifier classifier.pt --device cpu",
     "dann.train": f"--data hw2_data {TRAIN}",

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import train
-from diffusion.generate import Setting
+from diffusion import generate, train
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +35,7 @@ def short_previews_on_one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PREVIEW", Setting("ddim", 2, 2.0))
+        patch.setattr(train, "PREVIEW", generate.Setting("ddim", 2, 2.0))
+        patch.setattr(generate, "PREVIEW_COLUMNS", 1)
         yield
     torch.set_num_threads(threads)
