@@ -5,14 +5,15 @@
 
 The first line is guidance distillation (Meng et al. 2023, arXiv:2210.03142, sec. 3.1, for one scale): at every time the
 student says in one evaluation what the teacher, guided, says in two. The second is a stage of progressive distillation
-(Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one DDIM step of the student goes where two of the teacher go; the
-next stage takes its checkpoint as teacher for half as long a chain. The student starts from the teacher's weights. Its
+(Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one DDIM step of the student goes where two evaluations of the
+teacher lead; the next stage takes its checkpoint as teacher for half as long a chain. Where the paper's first teacher
+takes two DDIM steps, ours takes one of DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1): over so few
+steps the error of DDIM itself is what a student would learn. The student starts from the teacher's weights. Its
 checkpoint remembers sampler and steps, so that `diffusion.inference --weights` needs no other flag.
 """
 
 import argparse
 import copy
-import itertools
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float,
                         help=f"the teacher's (default: {STANDARD.guidance:g}, or what a distilled teacher has learnt)")
     parser.add_argument("--chain", metavar="N", type=positive_int,
-                        help="steps of the student, each worth two of the teacher (default: learn the guidance alone)")
+                        help="steps of the student, each for two of the teacher (default: learn the guidance alone)")
     parser.add_argument("--domain", default="mnistm", help="digit set to learn on (default: %(default)s)")
     parser.add_argument("--lr", type=positive_float, default=3e-4, help="at the start; it falls to 0 in a line")
     parser.add_argument("--ema-decay", type=fraction, default=0.99)
@@ -82,25 +83,37 @@ def check_teacher(teacher: Network, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def teach(teacher: Network, guidance: float, x_t: Tensor, times: list[Tensor], labels: Tensor) -> Tensor:
-    """Return the x_0 with which one DDIM step from x_t goes where the teacher's steps go.
+    """Return the x_0 with which one DDIM step from x_t goes where the teacher goes.
 
     Args:
-        teacher: whose steps.
+        teacher: whose way.
         guidance: its scale.
         x_t: (B, 3, 28, 28) float32.
-        times: (B,) int64 each, falling: where x_t is, and where each step of the teacher ends; -1 is the finished
+        times: where x_t is and where each of the teacher's one or two steps ends, (B,) int64 each; -1 is the finished
             image.
         labels: (B,) int64.
     """
-    schedule, x = teacher.schedule, x_t
-    for t, end in itertools.pairwise(times):
-        x_0 = guided_x0(teacher.model, schedule, x, t, labels, guidance, teacher.prediction)
-        (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)
-        x = end_signal * x_0 + end_sigma * (x - signal * x_0) / sigma
-    # Solve x = end_signal x_0 + end_sigma (x_t - signal x_0) / sigma for x_0, with signal and sigma of x_t.
-    signal, sigma = schedule.scales(times[0])
-    ratio = end_sigma / sigma
-    return x_0 if len(times) == 2 else (x - ratio * x_t) / (end_signal - ratio * signal)
+    schedule = teacher.schedule
+
+    def see(x: Tensor, t: Tensor) -> Tensor:
+        return guided_x0(teacher.model, schedule, x, t, labels, guidance, teacher.prediction)
+
+    t, end = times[0], times[-1]
+    x_0 = see(x_t, t)
+    if len(times) == 2:
+        return x_0
+    middle = times[1]
+    (signal, sigma), (middle_signal, middle_sigma), (end_signal, end_sigma) = map(schedule.scales, times)
+    x_middle = middle_signal * x_0 + middle_sigma / sigma * (x_t - signal * x_0)
+    x_0_middle = see(x_middle, middle)
+    if teacher.distilled and teacher.distilled.sampler == "ddim":
+        # What it sees is where its own step leads. Two of them, solved for the x_0 of one.
+        x_end = end_signal * x_0_middle + end_sigma / middle_sigma * (x_middle - middle_signal * x_0_middle)
+        ratio = end_sigma / sigma
+        return (x_end - ratio * x_t) / (end_signal - ratio * signal)
+    start, half, whole = (schedule.snr(time).log() / 2 for time in (t, middle, end.clamp(min=0)))
+    share = ((half - start) / (whole - start))[:, None, None, None]
+    return torch.where((end < 0)[:, None, None, None], x_0_middle, x_0 + (x_0_middle - x_0) / (2 * share))
 
 
 def train_step(student: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, teacher: Network, x_0: Tensor,
