@@ -46,18 +46,54 @@ def weights(out):
 
 
 @pytest.mark.parametrize("first", [0, 2, 6])  # of four steps: the first, the second, and the one that ends the chain
-def test_one_step_of_the_student_goes_where_two_of_the_teacher_go(teacher, first):
+def test_one_step_of_the_student_goes_where_two_of_a_distilled_teacher_go(teacher, first):
+    teacher = teacher._replace(model_args=MODEL_ARGS | {"distilled": ["ddim", 8, 1.0]})
     labels = torch.tensor([3, 7])
     denoise = guided_denoiser(teacher.model, teacher.schedule, labels, 2.0, "velocity")
     states = list(ddim(denoise, teacher.schedule, lambda: torch.randn(2, 3, 28, 28), 8))
     here, _, there = states[first:first + 3]
     times = [torch.tensor([state.t] * 2) for state in states[first:first + 3]]
     x_0 = distill.teach(teacher, 2.0, here.x, times, labels)
+    torch.testing.assert_close(ddim_step(teacher, here.x, x_0, times), there.x, rtol=1e-4, atol=1e-4)
 
-    signal, sigma = teacher.schedule.scales(times[0])
-    end_signal, end_sigma = teacher.schedule.scales(times[2])
-    arrived = end_signal * x_0 + end_sigma / sigma * (here.x - signal * x_0)
-    torch.testing.assert_close(arrived, there.x, rtol=1e-4, atol=1e-4)
+
+def ddim_step(teacher, x_t, x_0, times):
+    (signal, sigma), (end_signal, end_sigma) = map(teacher.schedule.scales, (times[0], times[-1]))
+    return end_signal * x_0 + end_sigma / sigma * (x_t - signal * x_0)
+
+
+class Gaussian(torch.nn.Module):
+    """The velocity in x_t where images are normal with mean 0 and standard deviation 0.2."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x, t, labels):
+        signal, sigma = self.schedule.scales(t)
+        x_0 = signal * 0.04 / (signal**2 * 0.04 + sigma**2) * x
+        return (signal * x - x_0) / sigma
+
+    def deviation(self, t):
+        signal, sigma = self.schedule.scales(t)
+        return (signal**2 * 0.04 + sigma**2).sqrt()
+
+
+def test_any_other_teacher_goes_by_a_method_of_second_order():
+    schedule = make_schedule("cosine")
+    exact = Gaussian(schedule)
+    teacher, errors = Network(exact, schedule, MODEL_ARGS), []
+    x_t, labels = torch.full((1, 3, 28, 28), 0.1), torch.zeros(1, dtype=torch.int64)
+    for length in (40, 80):
+        times = [torch.tensor([500 - i * length]) for i in range(3)]
+        arrived = ddim_step(teacher, x_t, distill.teach(teacher, 1.0, x_t, times, labels), times)
+        there = x_t * exact.deviation(times[2]) / exact.deviation(times[0])
+        errors.append((arrived - there).abs().mean().item())
+    assert 6 < errors[1] / errors[0] < 12  # of one step: third order; two DDIM steps have 4
+    last = [torch.tensor([t]) for t in (120, 60, -1)]
+    x_middle = ddim_step(teacher, x_t, distill.teach(teacher, 1.0, x_t, last[:2], labels), last[:2])
+    torch.testing.assert_close(distill.teach(teacher, 1.0, x_t, last, labels),
+                               distill.teach(teacher, 1.0, x_middle, last[1:], labels))
 
 
 def test_a_single_step_shows_what_the_guided_teacher_sees(teacher):
