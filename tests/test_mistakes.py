@@ -542,6 +542,23 @@ def test_data_that_vanish_cost_no_step(task, here, fast, unbroken, capfd, monkey
     assert left() == expected
 
 
+NINE = HEAD + "".join(f"0{digit}.png,{digit}\n" for digit in range(9))
+
+
+@pytest.mark.parametrize(("module", "change"), [
+    ("gan.train", remove(IMAGE)), ("diffusion.train", train_csv(NINE)),
+    ("dann.train", put("hw2_data/digits/usps/train.csv", NINE))])
+def test_data_of_another_number_are_not_resumed(module, change, here, fast, capfd):
+    assert run(module) == 0
+    change()
+    before = contents()
+    capfd.readouterr()
+    assert run(module, "--steps", "4", "--resume", "auto") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "images, expected" in line
+    assert contents() == before
+
+
 def test_a_full_disk_under_stdout_is_one_line(here):
     project = Path(__file__).resolve().parent.parent
     env = os.environ | {"PYTHONPATH": str(project), "PYTHONUNBUFFERED": ""}  # what is buffered fails at the very end
