@@ -317,6 +317,7 @@ CASES = [
     ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "run-b has no result.json"),
     ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b has no result.json"),
     ("run-twice", "dann.evaluate", copy("run-a/result.json", "run-b/result.json"), "", "same settings and seed"),
+    ("confusion-unknown", "dann.evaluate", remove("run-b/last.pt"), "--confusion", "no checkpoint at run-b/last.pt"),
     ("table-name", "dann.evaluate", nothing, "--out table.txt", ".md"),
     ("plot-name", "dann.tsne", nothing, "--out tsne.jpg", ".png"),
     ("plot-weights", "dann.tsne", put("dann.pt", "text"), "", "dann.pt is not a checkpoint"),
