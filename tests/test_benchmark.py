@@ -32,6 +32,19 @@ def test_both_loops_see_the_same_images():
     assert torch.equal(ours[our_labels.argsort()], images)
 
 
+@pytest.mark.parametrize("make", [make for makers in benchmark.PAIRS.values() for make in makers],
+                         ids=lambda make: make.__name__)
+def test_every_work_can_be_done_again(make, monkeypatch):
+    for task in plain.BATCH_SIZE:
+        monkeypatch.setitem(plain.BATCH_SIZE, task, 2)
+    for module in (plain, benchmark):
+        monkeypatch.setattr(module, "EVALUATION_BATCH_SIZE", 2)
+    faces = ImageSet(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8), None, [""] * 4)
+    monkeypatch.setitem(plain._drawn, "face", faces)
+    work = make(CPU, torch.float32)
+    assert work.step() == work.step() > 0
+
+
 def test_ratio_is_the_median_of_rounds(monkeypatch):
     readings = iter([(10, 0.5), (30, 0.1), (10, 0.75), (20, 0.0), (10, 1.0), (80, 0.2)])  # plain and ours, 3 rounds
     monkeypatch.setattr(benchmark, "measure", lambda work, device, seconds: next(readings))
