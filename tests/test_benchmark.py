@@ -78,6 +78,10 @@ def test_the_prediction_for_one_process_is_the_measurement_and_the_link_costs():
     assert benchmark.epochs_per_hour(500, 50, 10**9, 4, 1e9) == pytest.approx(4 * alone * 0.1 / 1.6)
 
 
+def test_a_slow_rate_is_not_shown_as_none():
+    assert [benchmark.shown(rate) for rate in (1234.56, 1.0, 0.3456, 0.004873)] == ["1234.6", "1.0", "0.35", "0.0049"]
+
+
 def test_command_writes_figures_tables_and_a_plot(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "PAIRS", {"DANN training": benchmark.PAIRS["DANN training"]})
     monkeypatch.setitem(plain.BATCH_SIZE, "dann", 4)
