@@ -12,8 +12,8 @@ from common.errors import UserError
 class Batches:
     """An endless stream of index batches; epoch e is a permutation seeded by (seed, e).
 
-    Two integers say where it stands, so a resume is exact. An incomplete last batch is left out, so every batch
-    has the same size.
+    Two integers say where it stands in a set of a known size, so a resume is exact. An incomplete last batch is left
+    out, so every batch has the same size.
 
     Args:
         num_items: size of the training set.
@@ -43,10 +43,17 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """Return where the stream stands."""
-        return {"epoch": self.epoch, "position": self.position}
+        return {"num_items": self.num_items, "epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where a stream of the same seed and size stood."""
+        """Go to where a stream of the same seed stood.
+
+        Raises:
+            UserError: it was of another number of items, whose order would be another.
+        """
+        if state["num_items"] != self.num_items:
+            raise UserError(f"got a training set of {self.num_items} images, expected {state['num_items']} as before: "
+                            "resume with the same data, or start anew with another --out")
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation()
 

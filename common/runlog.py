@@ -88,11 +88,12 @@ class Run:
             if rank() == 0:
                 self._open_folder()
         except BaseException:
-            with contextlib.suppress(OSError):
-                for name in {"args.json", "versions.json", "metrics.jsonl"} - before:
-                    (out / name).unlink(missing_ok=True)
-                if new:
-                    out.rmdir()
+            if rank() == 0:
+                with contextlib.suppress(OSError):
+                    for name in {"args.json", "versions.json", "metrics.jsonl"} - before:
+                        (out / name).unlink(missing_ok=True)
+                    if new:
+                        out.rmdir()
             self._give_free()
             raise
 

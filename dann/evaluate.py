@@ -1,11 +1,13 @@
 """Build the domain adaptation table from finished runs of dann.train.
 
     python -m dann.evaluate runs/dann-mnistm-usps-* --out report/dann.md
+    python -m dann.evaluate --confusion runs/dann-mnistm-usps-dann-plus
 
 A row is what the network was trained on and how, a column a pair of domains; a cell is the accuracy on the
 target, with the standard deviation over seeds where there are several. A last table is the oracle: the accuracy
-on test of the preview with the best accuracy on val, which only someone with target labels can choose. `--out`
-writes the tables as Markdown, and their numbers beside it as JSON.
+on test of the preview with the best accuracy on val, which only someone with target labels can choose. `--confusion`
+adds for each run how often the target's validation digits (a row each) are read as which (a column each). `--out`
+writes the tables as Markdown, and the numbers of the cells beside it as JSON.
 """
 
 import argparse
@@ -13,9 +15,14 @@ import json
 import statistics
 from pathlib import Path
 
+import torch
+
 from common.cli import Parser, run_main
+from common.datasets import load_digits
+from common.device import select_device
 from common.errors import UserError
 from common.files import write_json, write_text
+from dann.predict import load_network, predict
 
 ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "plus",
         ("target", None): "trained on target"}
@@ -27,6 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run folders of dann.train")
+    parser.add_argument("--confusion", action="store_true", help="add the confusion matrix of each run")
     parser.add_argument("--out", metavar="TABLE.md", type=Path)
     args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".md":
@@ -92,8 +100,24 @@ def to_markdown(cells: list[dict]) -> str:
             rows, columns = (list(dict.fromkeys(pair)) for pair in zip(*found, strict=True))
             lines = [[title, *columns], ["---"] * (len(columns) + 1)]
             lines += [[row, *(_shown(found.get((row, column)), split) for column in columns)] for row in rows]
-            blocks.append("".join(f"| {' | '.join(line)} |\n" for line in lines))
+            blocks.append(_laid_out(lines))
     return "\n".join(blocks)
+
+
+def confusion(run_dir: Path, result: dict) -> str:
+    """Return a run's confusion matrix on the target's validation digits, as a Markdown table."""
+    device = select_device("auto")
+    model, model_args = load_network(run_dir / "last.pt", device)
+    digits = load_digits(result["data"], result["target"], "val")
+    _, predicted = predict(model, digits.images, model_args["standardise"], device)
+    counts = torch.bincount(10 * digits.labels + predicted, minlength=100).view(10, 10)
+    title = f"{row_of(result)}, {column_of(result)}, seed {result['seed']}: digits of val, read as"
+    lines = [[title, *range(10)], ["---"] * 11, *([digit, *row] for digit, row in enumerate(counts.tolist()))]
+    return _laid_out(lines)
+
+
+def _laid_out(lines: list[list]) -> str:
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def _shown(cell: dict | None, split: str) -> str:
@@ -106,8 +130,11 @@ def _shown(cell: dict | None, split: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    cells = build_table(read_results(args.runs))
+    results = read_results(args.runs)
+    cells = build_table(results)
     table = to_markdown(cells)
+    if args.confusion:
+        table = "\n".join([table, *map(confusion, args.runs, results)])
     print(table, end="")
     if args.out is not None:
         write_text(args.out, table)

@@ -5,7 +5,7 @@
 A setting is SAMPLER:STEPS:GUIDANCE, or SAMPLER:STEPS:GUIDANCE:LOW-HIGH for guidance at these times only. Each
 draws the images that `diffusion.inference` would and is scored as `diffusion.evaluate` does. An evaluation is one
 image's way through the network; where guidance is on, a step takes two. `--out` writes the scores as JSON, the table
-as Markdown and a plot of distance against evaluations; settings that the JSON has for these weights are kept.
+as Markdown and a plot of distance against evaluations; settings that the JSON has already are kept.
 """
 
 import argparse
@@ -99,6 +99,25 @@ def measure(network: Network, setting: Setting, per_digit: int, batch_size: int,
         "evaluations": counted.images / len(pairs), "seconds": time.perf_counter() - start}
 
 
+def read_rows(path: Path, about: dict) -> list[dict]:
+    """Return the rows that the JSON file of an earlier comparison has; none where there is no file.
+
+    Raises:
+        UserError: it is another file, or what it is about differs.
+    """
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        before, rows = dict(content["about"]), list(content["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a comparison of samplers: name another --out") from None
+    for name, value in about.items():
+        if before.get(name) != value:
+            raise UserError(f"{path} has rows of {name} {before.get(name)}, got {value}: name another --out")
+    return rows
+
+
 def to_markdown(rows: list[dict]) -> str:
     """Lay the rows out as a table, the fewest evaluations first."""
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
@@ -143,18 +162,14 @@ def main(argv: list[str] | None = None) -> int:
     network = load_network(args.weights, device)
     for setting in args.settings.values():
         network.check_guidance(setting.guidance, args.weights)
+    about = {"weights": sha256(args.weights), "domain": args.domain, "images": 10 * args.per_digit,
+             "device": str(device), "threads": torch.get_num_threads(), "dtype": str(dtype)}
+    rows = [] if args.out is None else read_rows(args.out, about)
     real = load_digits(args.data, args.domain, "val")
     classifier: DigitClassifier = load_or_train(default_path(args.data, args.domain),
                                                 load_digits(args.data, args.domain, "train"), device, dtype)
     real_features, _ = predict(classifier, real.images, device, dtype)
 
-    about = {"weights": sha256(args.weights), "domain": args.domain, "images": 10 * args.per_digit,
-             "device": str(device), "threads": torch.get_num_threads(), "dtype": str(dtype)}
-    rows: list[dict] = []
-    if args.out is not None and args.out.exists():
-        before = json.loads(args.out.read_text())
-        if before["about"] == about:
-            rows = before["rows"]
     for text, setting in args.settings.items():
         if text in (row["setting"] for row in rows):
             continue

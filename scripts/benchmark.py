@@ -273,6 +273,11 @@ def cost(images_per_second: float, work: Work) -> dict:
         for link, speed in LINKS.items()}}
 
 
+def shown(rate: float) -> str:
+    """Return a rate for reading: two digits of one below 1."""
+    return f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+
+
 def tables(figures: dict) -> str:
     """Return the figures as Markdown."""
     lines = [f"{figures['machine']}, torch {figures['torch']}, {figures['precision']}, median of {figures['rounds']} "
@@ -285,9 +290,9 @@ def tables(figures: dict) -> str:
             ("memory", lambda x: f"{x / 2**20:.0f} MiB"), ("first_step", lambda x: f"{x:.1f} s")))
         reached = " / ".join(f"{row[side] * fresh['operations'] / figures['matrix_product']:.0%}"
                              for side, fresh in zip(("plain", "ours"), sides, strict=True))
-        lines.append(f"| {name} | {row['plain']:.1f} | {row['ours']:.1f} | {row['ratio']:.1f} ({row['ratio_min']:.1f} "
-                     f"to {row['ratio_max']:.1f}) | {row['plain_waiting']:.0%} / {row['ours_waiting']:.0%} | {memory} "
-                     f"| {first} | {reached} |")
+        lines.append(f"| {name} | {shown(row['plain'])} | {shown(row['ours'])} "
+                     f"| {row['ratio']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f}) "
+                     f"| {row['plain_waiting']:.0%} / {row['ours_waiting']:.0%} | {memory} | {first} | {reached} |")
     lines += ["", f"Epochs of {EPOCH:,} images an hour, predicted and not measured: N processes, each with the batch "
               "measured above, and an all-reduce of the gradients that nothing hides.", "",
               f"| | gradients | link | {' | '.join(f'N = {n}' for n in PROCESSES)} |",
@@ -295,7 +300,7 @@ def tables(figures: dict) -> str:
     for name, row in figures["costs"].items():
         for link, by_number in row["epochs_per_hour"].items():
             lines.append(f"| {name} | {row['gradient_bytes'] / 1e6:.1f} MB | {link} | "
-                         f"{' | '.join(f'{rate:.1f}' for rate in by_number.values())} |")
+                         f"{' | '.join(map(shown, by_number.values()))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -375,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
         theirs, ours = (make(device, dtype) for make in makers)
         row = compare(theirs, ours, device, rounds, seconds)
         figures["images_per_second"][name] = row | {"fresh_plain": fresh[0], "fresh_ours": fresh[1]}
-        print(f"{name:22} plain {row['plain']:8.1f}  ours {row['ours']:8.1f} images/s  "
+        print(f"{name:22} plain {shown(row['plain']):>8}  ours {shown(row['ours']):>8} images/s  "
               f"ratio {row['ratio']:.2f} ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f})", flush=True)
         if name in TRAINERS.values():
             figures["costs"][name] = cost(row["ours"], ours)

@@ -223,9 +223,10 @@ def plain_diffusion_sampling(device: torch.device, dtype: torch.dtype) -> Work:
     labels = torch.arange(EVALUATION_BATCH_SIZE, device=device) % 10
     nobody = torch.zeros(EVALUATION_BATCH_SIZE, dtype=torch.bool, device=device)
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        output = torch.lerp(model(x_t, t, labels, nobody), model(x_t, t, labels), 2.0)
-        return schedule.predict_x0(x_t, t, output, "noise").clamp(-1, 1)
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        times = torch.full_like(labels, t)
+        output = torch.lerp(model(x_t, times, labels, nobody), model(x_t, times, labels), 2.0)
+        return schedule.predict_x0(x_t, times, output, "noise").clamp(-1, 1)
 
     def noise() -> Tensor:
         return torch.randn(EVALUATION_BATCH_SIZE, 3, 28, 28, device=device)

@@ -267,9 +267,10 @@ CASES = [
         ("quoted-comma", HEAD + '"00.png,1"\n', "line 2: 1 fields"),
         ("label-10", HEAD + "00.png,10\n", "bad label '10'"), ("label-word", HEAD + "00.png,one\n", "bad label"),
         ("label-spaced", HEAD + "00.png, 1\n", "bad label ' 1'"), ("label-negative", HEAD + "00.png,-1\n", "bad label"),
-        ("image-missing", HEAD + "77.png,1\n", "no image 77.png"),
+        ("image-missing", HEAD + "77.png,1\n", "no image '77.png'"),
         ("image-twice", HEAD + "00.png,1\n00.png,1\n", "has a row already"),
-        ("parent-folder", HEAD + "../data/00.png,1\n", "bad name"), ("absolute", HEAD + "/etc/passwd,1\n", "bad name"),
+        ("parent-folder", HEAD + "../data/00.png,1\n", "no image '../data/00.png'"),
+        ("absolute", HEAD + "/etc/passwd,1\n", "no image '/etc/passwd'"),
         ("binary", b"\xff\xfe\x00", "not a CSV text file"),
     )],
     ("csv-missing", "diffusion.train", remove("hw2_data/digits/mnistm/train.csv"), "", "train.csv"),
@@ -318,6 +319,7 @@ CASES = [
     ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "run-b has no result.json"),
     ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b has no result.json"),
     ("run-twice", "dann.evaluate", copy("run-a/result.json", "run-b/result.json"), "", "same settings and seed"),
+    ("confusion-unknown", "dann.evaluate", remove("run-b/last.pt"), "--confusion", "no checkpoint at run-b/last.pt"),
     ("table-name", "dann.evaluate", nothing, "--out table.txt", ".md"),
     ("plot-name", "dann.tsne", nothing, "--out tsne.jpg", ".png"),
     ("plot-weights", "dann.tsne", put("dann.pt", "text"), "", "dann.pt is not a checkpoint"),
@@ -542,6 +544,23 @@ def test_data_that_vanish_cost_no_step(task, here, fast, unbroken, capfd, monkey
     Path("elsewhere").rename("hw2_data")
     assert run(module, *OFTEN.split(), "--resume", "auto") == 0
     assert left() == expected
+
+
+NINE = HEAD + "".join(f"0{digit}.png,{digit}\n" for digit in range(9))
+
+
+@pytest.mark.parametrize(("module", "change"), [
+    ("gan.train", remove(IMAGE)), ("diffusion.train", train_csv(NINE)),
+    ("dann.train", put("hw2_data/digits/usps/train.csv", NINE))])
+def test_data_of_another_number_are_not_resumed(module, change, here, fast, capfd):
+    assert run(module) == 0
+    change()
+    before = contents()
+    capfd.readouterr()
+    assert run(module, "--steps", "4", "--resume", "auto") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "images, expected" in line
+    assert contents() == before
 
 
 def test_a_full_disk_under_stdout_is_one_line(here):

@@ -189,6 +189,21 @@ def test_a_run_that_cannot_begin_takes_back_what_it_wrote(tmp_path, monkeypatch)
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
 
 
+def test_another_process_that_cannot_begin_leaves_the_folder_to_the_first(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+
+    def resume(run, path):
+        (out / "args.json").write_text("the first one's")  # meanwhile
+        raise UserError("no checkpoint here")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(Run, "_restore", resume)
+    with pytest.raises(UserError, match="no checkpoint here"):
+        make_run(out, nn.Linear(2, 3), resume="last.pt")
+    assert (out / "args.json").read_text() == "the first one's"
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_metric_that_is_no_number_stops_before_its_row_is_written(tmp_path, value):
     run = make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1, save_every=1)

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import torch
 
 from common.errors import UserError
+from dann import evaluate
 from dann.evaluate import main
 
 
@@ -62,6 +64,31 @@ def test_real_runs(train, capsys):
     capsys.readouterr()
     assert main(paths) == 0
     assert capsys.readouterr().out.count("| trained on source |") == 3  # val, test, oracle
+
+
+def test_confusion_of_a_real_run(train, capsys):
+    out = train("run", "--mode", "source")
+    capsys.readouterr()
+    assert main(["--confusion", str(out)]) == 0
+    title, _, *rows = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert title.startswith("| trained on source, mnistm -> usps, seed 0: digits of val, read as | 0 | 1 |")
+    names, *counts = zip(*([int(cell) for cell in row.strip("| ").split("|")] for row in rows), strict=True)
+    assert names == tuple(range(10))
+    assert [sum(row) for row in zip(*counts, strict=True)] == [2] * 10  # the set has two of each digit
+    right = sum(counts[digit][digit] for digit in range(10))
+    assert right / 20 == pytest.approx(json.loads((out / "result.json").read_text())["val"])
+
+
+def test_confusion_has_a_row_for_what_is_and_a_column_for_what_is_read(train, tmp_path, monkeypatch, capsys):
+    out = train("run", "--mode", "source")
+    readings = torch.arange(20) % 10
+    readings[[3, 13]] = torch.tensor([5, 3])  # of the two threes one is read as a 5
+    monkeypatch.setattr(evaluate, "predict", lambda *args: (None, readings))
+    assert main(["--confusion", str(out), "--out", str(tmp_path / "table.md")]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "| 3 | 0 | 0 | 0 | 1 | 0 | 1 | 0 | 0 | 0 | 0 |\n" in table
+    assert "| 5 | 0 | 0 | 0 | 0 | 0 | 2 | 0 | 0 | 0 | 0 |\n" in table
+    assert capsys.readouterr().out.endswith(table)
 
 
 def test_mistakes(runs, tmp_path):

@@ -145,6 +145,15 @@ def test_refuses_to_overwrite(released, images, tmp_path):
     assert out.read_text() == "mine"
 
 
+def test_of_several_processes_the_first_reads_them_all(released, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        assert not (tmp_path / "OUT.csv").exists()
+        monkeypatch.setenv("RANK", rank)
+        assert main([str(images), str(tmp_path / "OUT.csv")]) == 0
+    assert len(rows_of(tmp_path / "OUT.csv")) == 13
+
+
 def test_missing_things(released, images, tmp_path):
     for argv, said in (([str(tmp_path / "usps"), "OUT.csv"], "no folder"),
                        ([str(images), str(tmp_path / "x.csv"), "--weights", "none.pt"], "no checkpoint at"),

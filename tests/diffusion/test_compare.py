@@ -31,7 +31,7 @@ def run(digits_dir, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "load_or_train", lambda *args: DigitClassifier().eval())
     monkeypatch.chdir(tmp_path)
 
-    def run(*settings, **flags):
+    def run(*settings):
         argv = [*settings, "--data", str(digits_dir), "--weights", str(weights), "--per-digit", "2",
                 "--precision", "fp32", "--device", "cpu", "--out", "table/samplers.json"]
         assert compare.main(argv) == 0
@@ -45,13 +45,38 @@ def test_evaluations_are_counted(run):
     assert [row["evaluations"] for row in rows] == [3, 6, 6, 6]  # guided at 2 of 4 steps: t = 499 and 249
 
 
-def test_rows_are_kept_for_the_same_weights_alone(run, weights, capsys):
+def test_rows_are_kept(run):
     first = run("ddim:2:1")
     assert run("ddim:2:1", "ddim:3:1")[0] == first[0]  # seconds too: it was not drawn again
+
+
+def test_rows_of_something_else_are_refused_before_anything_is_computed(run, weights, tmp_path, monkeypatch):
+    run("ddim:2:1")
+    table = tmp_path / "table" / "samplers.json"
+    written = table.read_text()
+    monkeypatch.setattr(compare, "load_digits", None)
+    for name, value in json.loads(written)["about"].items():
+        table.write_text(written.replace(f'"{name}": {json.dumps(value)}', f'"{name}": "other"'))
+        with pytest.raises(UserError, match=rf"samplers\.json has rows of {name} other, got {value}: .*another --out"):
+            run("ddim:3:1")
+    table.write_text(written)
     content = checkpoint.load(weights)
     content["weights"]["outc.bias"] += 1
     checkpoint.save(weights, content)
-    assert [row["setting"] for row in run("ddim:3:1")] == ["ddim:3:1"]
+    with pytest.raises(UserError, match="has rows of weights"):
+        run("ddim:2:1")
+    assert table.read_text() == written
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"about": {}}', '{"about": 1, "rows": []}', "\xff"])
+def test_a_file_of_another_kind_is_refused_before_anything_is_computed(run, tmp_path, monkeypatch, text):
+    table = tmp_path / "table" / "samplers.json"
+    table.parent.mkdir()
+    table.write_text(text, encoding="latin-1")
+    monkeypatch.setattr(compare, "load_digits", None)
+    with pytest.raises(UserError, match=r"samplers\.json is not a comparison of samplers: name another --out"):
+        run("ddim:2:1")
+    assert table.read_text(encoding="latin-1") == text
 
 
 def test_table_and_plot_stand_beside_the_scores(run, tmp_path):
