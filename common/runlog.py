@@ -68,7 +68,7 @@ class Run:
         self.step = 0
         self.checkpoint_path = out / "last.pt"
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, int] = {}
         self._signal = 0
         self.command = shlex.join(["python", "-m", _module_name(), *sys.argv[1:]])
         self.seconds = 0.0  # of training, over all processes that had a part in it
@@ -147,7 +147,8 @@ class Run:
             part.load_state_dict(content["parts"][name])
         set_rng_state(content["rng"])
         self.step, self.seconds = content["step"], content["seconds"]
-        self._sums, self._count = content["log"]["sums"], content["log"]["count"]
+        log = content["log"]  # of an older version: one count for all
+        self._sums, self._counts = log["sums"], log.get("counts", dict.fromkeys(log["sums"], log.get("count")))
         print(f"resumed {path} at step {self.step}")
 
     def save(self) -> None:
@@ -164,15 +165,18 @@ class Run:
             "kind": self.kind, "args": self._settings, "model_args": self.model_args, "step": self.step,
             "parts": parts,
             "weights": self.weights.state_dict(), "rng": rng_state(),
-            "log": {"sums": self._sums, "count": self._count}, "seconds": self.seconds,
+            "log": {"sums": self._sums, "counts": self._counts}, "seconds": self.seconds,
         })
 
     def record(self, metrics: dict[str, Tensor]) -> None:
-        """Add one step's 0-d tensors to the running means; nothing waits for the device here."""
+        """Add one step's 0-d tensors to the running means; nothing waits for the device here.
+
+        A metric need not come with every step: the mean is over the steps that it came with.
+        """
         for name, value in metrics.items():
             value = value.detach().float().clone()  # a metric may be a parameter, which moves
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def due(self, every: int) -> bool:
         """Say whether the step being done is a multiple of `every`, or the last one."""
@@ -244,8 +248,9 @@ class Run:
 
     def _log(self, bar: tqdm, rate: float) -> dict[str, float]:
         self._require_finite()
-        row = {"step": self.step} | {name: (value / self._count).item() for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
+        means = {name: (value / self._counts[name]).item() for name, value in self._sums.items()}
+        row = {"step": self.step} | means
+        self._sums, self._counts = {}, {}
         try:
             if rank() == 0:
                 with open(self._metrics_path, "a") as file:
@@ -294,7 +299,7 @@ def plot_curves(run_dir: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = read_metrics(run_dir)
-    names = [name for name in rows[-1] if name != "step"] if rows else []
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     if not names:
         return
     columns = min(3, len(names))

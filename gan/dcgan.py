@@ -5,6 +5,7 @@ BatchNorm, which follows all but the outermost ones, has one.
 """
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 
 def init_weights(module: nn.Module) -> None:
@@ -54,14 +55,17 @@ class Discriminator(nn.Module):
 
     Args:
         width: channels of the first map; 64 is the report's network.
+        spectral_norm: take spectral norm on every convolution in place of BatchNorm, as Miyato et al. (2018,
+            arXiv:1802.05957, table 3) do; the report's network has none.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, spectral_norm: bool = False) -> None:
         super().__init__()
 
         def block(in_channels: int, out_channels: int) -> list[nn.Module]:
-            return [nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=False),
-                    nn.BatchNorm2d(out_channels), nn.LeakyReLU(0.2, inplace=True)]
+            convolution = nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=spectral_norm)
+            norm = [] if spectral_norm else [nn.BatchNorm2d(out_channels)]
+            return [convolution, *norm, nn.LeakyReLU(0.2, inplace=True)]
 
         self.main = nn.Sequential(
             nn.Conv2d(3, width, 4, 2, 1, bias=False),
@@ -73,6 +77,10 @@ class Discriminator(nn.Module):
             nn.Sigmoid(),
         )
         self.apply(init_weights)
+        if spectral_norm:  # of the weights as they were drawn
+            for module in self.main:
+                if isinstance(module, nn.Conv2d):
+                    parametrizations.spectral_norm(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, 3, 64, 64) in [-1, 1] -> (B,) float32 logits."""

@@ -1,5 +1,6 @@
 """The two models by name, for training, inference and evaluation."""
 
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -12,10 +13,16 @@ _MODULES = {"dcgan": dcgan, "sagan": sagan}
 
 
 def build_generator(model_args: dict[str, Any]) -> nn.Module:
-    """Build an untrained generator from {"model": a key of KINDS, "width": channels}."""
-    return _MODULES[model_args["model"]].Generator(width=model_args["width"])
+    """Build an untrained generator from {"model": a key of KINDS} and arguments of its class, as "width"."""
+    module, arguments = _split(**model_args)
+    return module.Generator(**arguments)
 
 
 def build_discriminator(model_args: dict[str, Any]) -> nn.Module:
     """Build an untrained discriminator; arguments as for the generator."""
-    return _MODULES[model_args["model"]].Discriminator(width=model_args["width"])
+    module, arguments = _split(**model_args)
+    return module.Discriminator(**arguments)
+
+
+def _split(model: str, **arguments: Any) -> tuple[ModuleType, dict[str, Any]]:
+    return _MODULES[model], arguments

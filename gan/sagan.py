@@ -49,9 +49,10 @@ class Generator(nn.Module):
     Args:
         z_dim: length of the noise vector.
         width: channels of the last hidden map, a multiple of 8; 64 is the report's network.
+        attention: False leaves both attention layers out.
     """
 
-    def __init__(self, z_dim: int = 128, width: int = 64) -> None:
+    def __init__(self, z_dim: int = 128, width: int = 64, attention: bool = True) -> None:
         super().__init__()
         self.z_dim = z_dim
 
@@ -63,9 +64,9 @@ class Generator(nn.Module):
         self.l1 = block(z_dim, 8 * width, 1, 0)
         self.l2 = block(8 * width, 4 * width, 2, 1)
         self.l3 = block(4 * width, 2 * width, 2, 1)
-        self.attn1 = SelfAttention(2 * width)
+        self.attn1 = SelfAttention(2 * width) if attention else nn.Identity()
         self.l4 = block(2 * width, width, 2, 1)
-        self.attn2 = SelfAttention(width)
+        self.attn2 = SelfAttention(width) if attention else nn.Identity()
         self.last = nn.Sequential(nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
@@ -80,9 +81,10 @@ class Discriminator(nn.Module):
 
     Args:
         width: channels of the first map, a multiple of 8; 64 is the report's network.
+        attention: False leaves both attention layers out.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, attention: bool = True) -> None:
         super().__init__()
 
         def block(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -92,9 +94,9 @@ class Discriminator(nn.Module):
         self.l1 = block(3, width)
         self.l2 = block(width, 2 * width)
         self.l3 = block(2 * width, 4 * width)
-        self.attn1 = SelfAttention(4 * width)
+        self.attn1 = SelfAttention(4 * width) if attention else nn.Identity()
         self.l4 = block(4 * width, 8 * width)
-        self.attn2 = SelfAttention(8 * width)
+        self.attn2 = SelfAttention(8 * width) if attention else nn.Identity()
         self.last = nn.Sequential(nn.Conv2d(8 * width, 1, 4, 1, 0))
 
     def forward(self, x: Tensor) -> Tensor:

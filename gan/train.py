@@ -5,11 +5,17 @@
 DCGAN (Radford et al. 2016, arXiv:1511.06434) takes the non-saturating loss and one learning rate, SAGAN
 (Zhang et al. 2019, arXiv:1805.08318) the hinge loss and two (Heusel et al. 2017, arXiv:1706.08500). Beyond
 both papers: an average of G draws the samples, and D sees augmented images (Zhao et al. 2020); the papers'
-own recipe is `--no-augment --ema-decay 0`. The run folder gets metrics.jsonl, 32 faces from fixed noise a
-preview under samples/, last.pt for resume and inference, and curves.png.
+own recipe is `--no-augment --ema-decay 0`. Where a small training set is still learnt by heart there are
+`--r1 10`, `--lecam 0.3` and, for DCGAN, `--spectral-norm`.
+
+The run folder gets metrics.jsonl, 32 faces from fixed noise a preview under samples/, last.pt for resume and
+inference, and curves.png. Each logged row shows how both fare: d_real and d_fake, D's mean probability of
+being real for training faces and drawn ones; d_gap, by how much it is higher for training faces than for
+faces of the val split; near_duplicates, the share of the average's faces that repeat one another.
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -40,10 +46,12 @@ from common.distributed import (
     sync_batch_norm,
 )
 from common.ema import EMA
+from common.errors import UserError
 from common.images import grid, save_picture, seeded_normal, to_float, to_uint8
 from common.runlog import Run
 from gan.augment import augment, random_flip
-from gan.losses import LOSSES
+from gan.evaluate import near_duplicates
+from gan.losses import LOSSES, Anchors, lecam_penalty, r1_penalty
 from gan.models import KINDS, WIDTH_MULTIPLE, build_discriminator, build_generator
 from gan.sagan import SelfAttention
 
@@ -51,7 +59,10 @@ from gan.sagan import SelfAttention
 RECIPES = {"dcgan": {"loss": "non-saturating", "g_lr": 2e-4, "d_lr": 2e-4},
            "sagan": {"loss": "hinge", "g_lr": 1e-4, "d_lr": 4e-4}}
 BETAS = {"dcgan": (0.5, 0.999), "sagan": (0.0, 0.9)}
+R1_EVERY = 16  # steps; its weight grows by as much (Karras et al. 2020, arXiv:1912.04958, sec. 4.1)
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
+WATCHED = 64  # faces of each kind, always the same ones, that d_gap and near_duplicates are about
+WARM_UP = 1000  # steps; in healthy runs near_duplicates fell from 1 to below 1/2 within 400
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,6 +78,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--d-lr", type=positive_float, help="(default: dcgan 2e-4, sagan 4e-4)")
     parser.add_argument("--ema-decay", type=fraction, default=0.999)
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--r1", metavar="GAMMA", type=positive_float,
+                        help="penalise D's gradient at training faces (Mescheder et al. 2018)")
+    parser.add_argument("--lecam", metavar="WEIGHT", type=positive_float,
+                        help="hold D's logits near their averages for the other kind (Tseng et al. 2021)")
+    # What is off is None: a checkpoint from before a switch has none.
+    parser.add_argument("--spectral-norm", action="store_true", default=None,
+                        help="dcgan: spectral norm in D in place of batch normalisation (Miyato et al. 2018)")
+    parser.add_argument("--no-attention", action="store_true", default=None, help="sagan: leave attention out")
     args = parser.parse_args(argv)
     for name, value in RECIPES[args.model].items():
         if getattr(args, name) is None:
@@ -76,16 +95,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.width % WIDTH_MULTIPLE[args.model]:
         parser.error(f"--width: got {args.width}, expected a multiple of {WIDTH_MULTIPLE[args.model]} "
                      f"for {args.model} (attention's keys have an eighth of the channels)")
+    if args.spectral_norm and args.model == "sagan":
+        parser.error("--spectral-norm is for dcgan: sagan always has it")
+    if args.no_attention and args.model == "dcgan":
+        parser.error("--no-attention is for sagan: dcgan has none")
+    if args.r1 and args.sync_bn and args.model == "dcgan" and not args.spectral_norm:
+        parser.error("--r1 and --sync-bn: batch normalisation over several GPUs has no second derivative; "
+                     "leave one of them out, or take --spectral-norm")
     return args
 
 
 def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_optimiser: torch.optim.Optimizer,
-               d_optimiser: torch.optim.Optimizer, real: Tensor, args: argparse.Namespace,
-               dtype: torch.dtype) -> dict[str, Tensor]:
+               d_optimiser: torch.optim.Optimizer, anchors: Anchors | None, real: Tensor, step: int,
+               args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Tensor]:
     """Take one step of D, then one of G (Goodfellow et al. 2014, algorithm 1, k = 1); return 0-d metrics.
 
     Args:
+        anchors: of the LeCam penalty, or None.
         real: (B, 3, 64, 64) float32 in [-1, 1].
+        step: how many are done.
     """
     d_loss_of, g_loss_of = LOSSES[args.loss]
     shown = augment if args.augment else nn.Identity()
@@ -96,9 +124,19 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
         fake = generator(z)
         real_logits = discriminator(shown(random_flip(real)))
         fake_logits = discriminator(shown(fake.detach()))
-    d_loss = d_loss_of(real_logits, fake_logits)
+    metrics = {"d_loss": d_loss_of(real_logits, fake_logits)}
+    d_total = metrics["d_loss"]
+    if anchors is not None:
+        metrics["lecam"] = lecam_penalty(real_logits, fake_logits, anchors.real, anchors.fake)
+        d_total = d_total + args.lecam * metrics["lecam"]
+        anchors.update(real_logits, fake_logits)
+        average_statistics(anchors)
+    if args.r1 and step % R1_EVERY == 0:
+        # In float32, and by `forward`: what --compile makes has no second derivative.
+        metrics["r1"] = r1_penalty(lambda x: discriminator.forward(shown(random_flip(x))), real)
+        d_total = d_total + R1_EVERY * args.r1 * metrics["r1"]
     d_optimiser.zero_grad(set_to_none=True)
-    d_loss.backward()
+    d_total.backward()
     average_gradients(discriminator)
     d_optimiser.step()
 
@@ -111,8 +149,8 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
     g_optimiser.step()
     average_statistics(generator, discriminator)
     g_ema.update(generator)
-    return {"d_loss": d_loss, "g_loss": g_loss, "d_real": real_logits.sigmoid().mean(),
-            "d_fake": fake_logits.sigmoid().mean(), **gammas("g", generator), **gammas("d", discriminator)}
+    return metrics | {"g_loss": g_loss, "d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean(),
+                      **gammas("g", generator), **gammas("d", discriminator)}
 
 
 def gammas(name: str, network: nn.Module) -> dict[str, Tensor]:
@@ -123,9 +161,45 @@ def gammas(name: str, network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def preview(generator: nn.Module, fixed_z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Draw the faces of the fixed noise: (32, 3, 64, 64) uint8."""
+    """Draw the faces of the fixed noise: (N, 3, 64, 64) uint8."""
     with autocast(fixed_z.device, dtype):
         return to_uint8(generator(fixed_z)).cpu()
+
+
+def watched(images: Tensor, count: int) -> Tensor:
+    """Return `count` of (N, ...) images from all over the set, which may be sorted by person."""
+    return images[torch.linspace(0, len(images) - 1, count).long()]
+
+
+@torch.no_grad()
+def health(discriminator: nn.Module, drawn: Tensor, seen: Tensor, unseen: Tensor, device: torch.device,
+           dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return how well D knows the training faces, and how much G repeats itself; nothing is changed or drawn.
+
+    Args:
+        drawn: (N, 3, 64, 64) uint8, N >= 2, by the averaged G.
+        seen, unseen: (M, 3, 64, 64) uint8 each, training faces, M >= 2, and others.
+    """
+    # A copy normalises each batch by itself, as in training, and its running statistics are thrown away.
+    judge = copy.deepcopy(discriminator)
+    with autocast(device, dtype):
+        d_seen, d_unseen = (judge(to_float(faces.to(device))).sigmoid().mean() for faces in (seen, unseen))
+    return {"d_gap": d_seen - d_unseen, "near_duplicates": torch.tensor(near_duplicates(drawn, seen), device=device)}
+
+
+def diagnose(row: dict[str, float]) -> str | None:
+    """Return what a logged row says against the training, if anything."""
+    if row["step"] <= WARM_UP:
+        return None
+    if row["near_duplicates"] > 0.5:
+        return "G has collapsed: most of its faces repeat one another; start again with --r1 10 or a lower --g-lr"
+    if row["d_loss"] < 0.05:
+        return "D tells nearly all faces, and G learns little from it: a lower --d-lr, --r1 10 or --lecam 0.3 may help"
+    if row["d_real"] - row["d_fake"] < 0.02:
+        return "D cannot tell drawn faces from real ones, and teaches G nothing: a higher --d-lr may help"
+    if row["d_gap"] > 0.25:
+        return "D knows the training faces by heart: --augment, --r1 10, --lecam 0.3 or more faces may help"
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,17 +209,23 @@ def main(argv: list[str] | None = None) -> int:
     dtype = select_dtype(device, args.precision)
     join(device)
     with first_alone():
-        faces = load_faces(args.data, "train")
-    resolve_steps(args, len(faces.images))
+        faces, others = (load_faces(args.data, split).images for split in ("train", "val"))
+    resolve_steps(args, len(faces))
+    if min(len(faces), len(others)) < 2:
+        raise UserError(f"{args.data}: got {len(faces)} training and {len(others)} validation faces, "
+                        "expected at least 2 of each")
     if args.dry_run:
         print(describe(args))
         return 0
 
     seed_everything(args.seed)
-    images = faces.images.to(device)
-    model_args = {"model": args.model, "width": args.width}
+    images = faces.to(device)
+    count = min(WATCHED, len(faces), len(others))
+    seen, unseen = watched(faces, count), watched(others, count)
+    model_args = {"model": args.model, "width": args.width} | ({"attention": False} if args.no_attention else {})
     generator = place(build_generator(model_args), device)
-    discriminator = place(build_discriminator(model_args), device)
+    d_args = model_args | ({"spectral_norm": True} if args.spectral_norm else {})
+    discriminator = place(build_discriminator(d_args), device)
     if args.sync_bn:
         generator, discriminator = (sync_batch_norm(network, device) for network in (generator, discriminator))
     g_ema = EMA(generator, args.ema_decay)
@@ -153,22 +233,28 @@ def main(argv: list[str] | None = None) -> int:
     g_optimiser = torch.optim.Adam(generator.parameters(), lr=args.g_lr, betas=betas, fused=True)
     d_optimiser = torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=betas, fused=True)
     batches = Batches(len(images), args.batch_size, args.seed)
-    fixed_z = seeded_normal([(args.seed, i) for i in range(PREVIEW_IMAGES)], (generator.z_dim,)).to(device)
+    parts = {"generator": generator, "discriminator": discriminator, "g_ema": g_ema,
+             "g_optimiser": g_optimiser, "d_optimiser": d_optimiser, "batches": batches}
+    anchors = Anchors().to(device) if args.lecam else None
+    if anchors is not None:
+        parts["anchors"] = anchors
+    fixed_z = seeded_normal([(args.seed, i) for i in range(WATCHED)], (generator.z_dim,)).to(device)
     if args.compile:
         generator.compile()
         discriminator.compile()
 
-    run = Run(args.out, KINDS[args.model], args, model_args,
-              parts={"generator": generator, "discriminator": discriminator, "g_ema": g_ema,
-                     "g_optimiser": g_optimiser, "d_optimiser": d_optimiser, "batches": batches},
-              weights=g_ema.module)
-    for _ in run.steps():
+    run = Run(args.out, KINDS[args.model], args, model_args, parts, weights=g_ema.module)
+    for step in run.steps(diagnose):
         real = to_float(images[share(batches.next()).to(device)])
         with own_draws():
-            metrics = train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, real, args, dtype)
+            metrics = train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, anchors, real, step, args,
+                                 dtype)
+        if run.due(args.log_every):
+            metrics |= health(discriminator, preview(g_ema.module, fixed_z, dtype), seen, unseen, device, dtype)
         run.record(metrics)
         if run.due(args.sample_every) and rank() == 0:
-            save_picture(grid(preview(g_ema.module, fixed_z, dtype), PREVIEW_COLUMNS), run.sample_path())
+            shown = preview(g_ema.module, fixed_z[:PREVIEW_IMAGES], dtype)
+            save_picture(grid(shown, PREVIEW_COLUMNS), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

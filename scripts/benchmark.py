@@ -103,7 +103,8 @@ def our_gan_training(device: torch.device, dtype: torch.dtype) -> Work:
 
     def step() -> int:
         images, _ = next(batches)
-        gan_train.train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, to_float(images), args, dtype)
+        gan_train.train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, None, to_float(images), 0, args,
+                             dtype)
         return len(images)
 
     return Work(step, (batches,), (generator, discriminator))

@@ -213,6 +213,11 @@ def faces_zip(members: dict[str, bytes]):
     return lambda: write_zip(Path("raw/lfwcrop/face.zip"), members)
 
 
+def one_val_face():
+    empty("hw2_data/face/val")()
+    image(64, 0).save("hw2_data/face/val/0.png")
+
+
 def nothing():
     pass
 
@@ -249,6 +254,12 @@ CASES = [
     *[(f"face-{what}", "gan.train", broken(IMAGE), "", IMAGE) for what, broken in BROKEN.items()],
     *[(f"digit-{what}", "diffusion.train", broken(DIGIT), "", DIGIT) for what, broken in BROKEN.items()],
     ("faces-empty", "gan.train", empty("hw2_data/face/train"), "", "holds no images"),
+    ("faces-no-val", "gan.train", remove("hw2_data/face/val"), "", "hw2_data has no face/val"),
+    ("faces-one-val", "gan.train", one_val_face, "", "1 validation faces, expected at least 2"),
+    ("spectral-norm-sagan", "gan.train", nothing, "--model sagan --spectral-norm", "--spectral-norm is for dcgan"),
+    ("no-attention-dcgan", "gan.train", nothing, "--no-attention", "--no-attention is for sagan"),
+    ("r1-0", "gan.train", nothing, "--r1 0", "--r1"),
+    ("r1-sync-bn", "gan.train", nothing, "--r1 10 --sync-bn", "--r1 and --sync-bn"),
     ("width-gan", "gan.train", nothing, "--model sagan --width 9", "--width"),
     ("width-diffusion", "diffusion.train", nothing, "--width 6", "--width"),
     ("lr-nan", "diffusion.train", nothing, "--lr nan", "--lr"),

@@ -51,6 +51,22 @@ def test_settings_and_versions_are_written(finished):
     assert json.loads((finished / "done").read_text())["steps"] == 4
 
 
+def test_the_mean_of_a_metric_is_over_the_steps_that_it_came_with(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3))
+    for step in run.steps():
+        run.record({"loss": torch.tensor(float(step))} | ({"seldom": torch.tensor(5.0)} if step == 1 else {}))
+    assert read_metrics(tmp_path / "run") == [{"step": 2, "loss": 0.5, "seldom": 5.0}, {"step": 4, "loss": 2.5}]
+
+
+def test_a_checkpoint_with_one_count_for_all_metrics_is_resumed(tmp_path):
+    train(make_run(tmp_path / "run", nn.Linear(2, 3), steps=3, log_every=9, save_every=3))
+    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    content["log"] = {"sums": {"loss": torch.tensor(3.0), "gain": torch.tensor(3.0)}, "count": 3}
+    torch.save(content, tmp_path / "run" / "last.pt")
+    train(make_run(tmp_path / "run", nn.Linear(2, 3), steps=4, resume="auto"))
+    assert read_metrics(tmp_path / "run")[-1] == {"step": 4, "loss": 1.5, "gain": 1.0}
+
+
 def test_a_recorded_parameter_is_read_at_once(tmp_path):
     run, parameter = make_run(tmp_path / "run", nn.Linear(2, 3)), nn.Parameter(torch.tensor(1.0))
     for _ in run.steps():
@@ -89,10 +105,13 @@ def test_curves_that_cannot_be_written_are_one_line(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["curves.png", "metrics.jsonl"]
 
 
-def test_curves_stand_a_metric_that_came_late(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1, "b": 2}\n')
+@pytest.mark.parametrize("rows", ['{"step": 1, "a": 1}\n{"step": 2, "a": 1, "b": 2}\n',
+                                  '{"step": 1, "a": 1, "b": 2}\n{"step": 2, "a": 1}\n'])
+def test_curves_stand_a_metric_that_is_not_in_every_row(rows, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(rows)
     plot_curves(tmp_path)
-    assert (tmp_path / "curves.png").exists()
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (800, 260)
 
 
 def test_due_and_the_name_of_the_picture(tmp_path):

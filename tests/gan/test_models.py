@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from common.checkpoint import RELEASED, load_into, load_weights
 from gan import dcgan, sagan
 from gan.models import KINDS, build_discriminator, build_generator
 
@@ -56,6 +57,33 @@ def test_spectral_norm_is_on_l1_to_l4_and_nowhere_else(network):
     assert normed == {f"l{i}.0" for i in range(1, 5)}
 
 
+def test_spectral_norm_takes_the_place_of_batch_norm_in_dcgan():
+    torch.manual_seed(0)
+    discriminator = build_discriminator({"model": "dcgan", "width": 8, "spectral_norm": True})
+    assert layer_kinds(discriminator) == "C l C l C l C l C sigmoid"
+    convolutions = [module for module in discriminator.main if isinstance(module, nn.Conv2d)]
+    assert all(is_parametrized(module) for module in convolutions)
+    assert [module.bias is None for module in convolutions] == [True, False, False, False, True]
+    drawn = torch.cat([module.parametrizations.weight.original.flatten() for module in convolutions])
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
+    for module in convolutions:
+        assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("network", BUILD)
+def test_without_attention_all_else_is_as_it_was(network):
+    golden = (GOLDEN / f"sagan_{network}.txt").read_text().splitlines(keepends=True)
+    bare = BUILD[network]({"model": "sagan", "width": 64, "attention": False})
+    assert parameter_lines(bare) == "".join(line for line in golden if not line.startswith("attn"))
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_released_weights_fit(model):
+    path = RELEASED / f"{model}.pt"
+    model_args, weights = load_weights(path, KINDS[model])
+    load_into(build_generator(model_args), weights, path)
+
+
 def test_attention_runs_after_l3_and_l4():
     torch.manual_seed(0)
     order = []
@@ -79,11 +107,12 @@ def test_dcgan_starts_as_the_paper_says():
                 assert module.bias.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("model", KINDS)
-def test_shapes_and_ranges(model):
+@pytest.mark.parametrize("model, more, more_d", [("dcgan", {}, {}), ("dcgan", {}, {"spectral_norm": True}),
+                                                 ("sagan", {}, {}), ("sagan", {"attention": False}, {})])
+def test_shapes_and_ranges(model, more, more_d):
     torch.manual_seed(0)
-    model_args = {"model": model, "width": 8}
-    generator, discriminator = build_generator(model_args), build_discriminator(model_args)
+    model_args = {"model": model, "width": 8, **more}
+    generator, discriminator = build_generator(model_args), build_discriminator(model_args | more_d)
     x = generator(torch.randn(3, generator.z_dim))
     assert x.shape == (3, 3, 64, 64) and x.dtype == torch.float32 and x.abs().max() <= 1
     logits = discriminator(x)

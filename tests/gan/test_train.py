@@ -6,13 +6,18 @@ import json
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from common.checkpoint import load_weights
 from common.device import seed_everything
 from common.ema import EMA
 from common.errors import UserError
+from common.runlog import read_metrics
 from gan.augment import augment, random_flip
+from gan.inference import main as draw
+from gan.losses import Anchors
 from gan.models import KINDS, build_discriminator, build_generator
-from gan.train import main, parse_args, train_step
+from gan.train import diagnose, health, main, parse_args, train_step, watched
 
 
 def checkpoint(run):
@@ -29,10 +34,10 @@ def same(a, b) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("augmented", [True, False])
+@pytest.mark.parametrize("flags", ["--augment", "--no-augment", "--r1 5 --lecam 0.3"])
 @pytest.mark.parametrize("model", KINDS)
-def test_two_steps_replayed_by_hand(model, augmented):
-    args = parse_args(["--model", model, "--width", "8", "--augment" if augmented else "--no-augment"])
+def test_two_steps_replayed_by_hand(model, flags):
+    args = parse_args(["--model", model, "--width", "8", *flags.split()])
     seed_everything(0)
     generator = build_generator({"model": model, "width": 8})
     discriminator = build_discriminator({"model": model, "width": 8})
@@ -42,8 +47,9 @@ def test_two_steps_replayed_by_hand(model, augmented):
     # such as a bias before BatchNorm.
     g_sgd, d_sgd, *optimisers = (torch.optim.SGD(net.parameters(), lr=0.01)
                                  for net in (G, D, generator, discriminator))
-    view = augment if augmented else (lambda x: x)
+    view = augment if args.augment else (lambda x: x)
     bce = F.binary_cross_entropy_with_logits
+    anchors, by_hand_anchors = Anchors() if args.lecam else None, torch.zeros(2)
 
     layers = {"gamma_g1": G.attn1, "gamma_g2": G.attn2, "gamma_d1": D.attn1, "gamma_d2": D.attn2} \
         if model == "sagan" else {}
@@ -51,7 +57,8 @@ def test_two_steps_replayed_by_hand(model, augmented):
     for n in range(2):
         real = torch.rand(4, 3, 64, 64) * 2 - 1
         seed_everything(n)
-        metrics = train_step(generator, discriminator, g_ema, *optimisers, real, args, torch.float32)
+        done = 16 * n + n  # R1 is due at the first of the two
+        metrics = train_step(generator, discriminator, g_ema, *optimisers, anchors, real, done, args, torch.float32)
 
         seed_everything(n)
         fake = G(torch.randn(4, 100 if model == "dcgan" else 128))
@@ -61,8 +68,24 @@ def test_two_steps_replayed_by_hand(model, augmented):
             d_loss = bce(real_logits, torch.ones(4)) + bce(fake_logits, torch.zeros(4))
         else:
             d_loss = (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean()
+        penalties = torch.zeros(())
+        if args.lecam:
+            real_mean, fake_mean = by_hand_anchors
+            lecam = ((real_logits - fake_mean) ** 2).mean() + ((fake_logits - real_mean) ** 2).mean()
+            assert metrics["lecam"].item() == pytest.approx(lecam.item(), rel=1e-5)
+            penalties = penalties + 0.3 * lecam
+            by_hand_anchors = 0.99 * by_hand_anchors + 0.01 * torch.stack([real_logits, fake_logits]).detach().mean(1)
+            assert [anchors.real.item(), anchors.fake.item()] == pytest.approx(by_hand_anchors.tolist(), rel=1e-4)
+        assert ("r1" in metrics) == (bool(args.r1) and n == 0)
+        if "r1" in metrics:
+            x = real.clone().requires_grad_()
+            with sdpa_kernel(SDPBackend.MATH):
+                (gradient,) = torch.autograd.grad(D(view(random_flip(x))).sum(), x, create_graph=True)
+            r1 = gradient.square().sum() / (2 * 4)
+            assert metrics["r1"].item() == pytest.approx(r1.item(), rel=1e-4)
+            penalties = penalties + 16 * 5 * r1
         D.zero_grad()
-        d_loss.backward()
+        (d_loss + penalties).backward()
         d_sgd.step()
         logits = D(view(fake))
         g_loss = bce(logits, torch.ones(4)) if model == "dcgan" else -logits.mean()
@@ -92,7 +115,7 @@ def test_run_folder(trained):
     model, run = trained
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert {"d_loss", "g_loss", "d_real", "d_fake"} <= rows[0].keys()
+    assert {"d_loss", "g_loss", "d_real", "d_fake", "d_gap", "near_duplicates"} <= rows[0].keys()
     assert ("gamma_g1" in rows[0]) == (model == "sagan")
     assert {"args.json", "versions.json", "curves.png", "done", "samples/0000004.png"} <= {
         str(path.relative_to(run)) for path in run.rglob("*")}
@@ -125,10 +148,86 @@ def test_stopped_and_resumed_equals_unbroken(trained, run_gan, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
 
 
+def test_penalties_resume_exactly(run_gan, tmp_path):
+    flags = ["--r1", "10", "--lecam", "0.3", "--spectral-norm"]
+    whole, broken = run_gan(tmp_path / "whole", "dcgan", 4, *flags), run_gan(tmp_path / "broken", "dcgan", 2, *flags)
+    torch.manual_seed(99)
+    run_gan(broken, "dcgan", 4, *flags, "--resume", "auto")
+    for key in ("parts", "weights", "rng", "log"):
+        assert same(checkpoint(whole)[key], checkpoint(broken)[key])
+    assert (whole / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
+    assert ["r1" in row for row in read_metrics(whole)] == [True, False, False, False]
+    with pytest.raises(UserError, match=r"trained with r1=10\.0, got r1=5\.0"):
+        run_gan(broken, "dcgan", 6, *flags, "--r1", "5", "--resume", "auto")
+
+
+def test_without_attention_inference_knows(run_gan, tmp_path):
+    run = run_gan(tmp_path / "run", "sagan", 1, "--no-attention")
+    model_args, weights = load_weights(run / "last.pt", "gan/sagan")
+    assert model_args == {"model": "sagan", "width": 8, "attention": False}
+    assert not [name for name in weights if "attn" in name]
+    assert not [name for name in read_metrics(run)[0] if "gamma" in name]
+    assert draw([str(tmp_path / "out"), "--model", "sagan", "--weights", str(run / "last.pt"), "--n", "2"]) == 0
+
+
+def test_spectral_norm_is_in_d_alone_and_no_matter_of_inference(run_gan, tmp_path):
+    content = checkpoint(run_gan(tmp_path / "run", "dcgan", 1, "--spectral-norm"))
+    assert content["model_args"] == {"model": "dcgan", "width": 8}
+    assert "main.2.parametrizations.weight.original" in content["parts"]["discriminator"]
+    assert not [name for name in content["weights"] if "parametrizations" in name]
+
+
+def test_looking_changes_nothing(trained, run_gan, tmp_path):
+    model, run = trained  # every step is logged
+    once = run_gan(tmp_path / "once", model, 4, "--log-every", "4")
+    for key in ("parts", "weights", "rng"):
+        assert same(checkpoint(run)[key], checkpoint(once)[key])
+    assert read_metrics(run)[-1]["d_gap"] == read_metrics(once)[-1]["d_gap"]
+
+
 @pytest.mark.parametrize("model", KINDS)
-def test_bf16_trains(model, run_gan, tmp_path):
-    run = run_gan(tmp_path / "run", model, 1, "--precision", "bf16")
+def test_health_is_of_d_as_it_trains(model, smooth):
+    torch.manual_seed(0)
+    discriminator = build_discriminator({"model": model, "width": 8})
+    before, rng = copy.deepcopy(discriminator.state_dict()), torch.get_rng_state()
+    seen, unseen = smooth[:6], smooth[6:10]
+    drawn = smooth[10:14].clone()
+    drawn[1] = drawn[0]
+    found = health(discriminator, drawn, seen, unseen, torch.device("cpu"), torch.float32)
+    assert same(discriminator.state_dict(), before) and torch.equal(torch.get_rng_state(), rng)
+    probability = [discriminator(x.float() / 127.5 - 1).sigmoid().mean().item() for x in (seen, unseen)]
+    assert found["d_gap"].item() == pytest.approx(probability[0] - probability[1], abs=1e-6)
+    assert found["near_duplicates"].item() == 0.5
+
+
+def test_watched_faces_are_from_all_over_the_set():
+    assert watched(torch.arange(101), 5).tolist() == [0, 25, 50, 75, 100]
+    assert watched(torch.arange(3), 3).tolist() == [0, 1, 2]
+
+
+WELL = {"step": 2000, "d_loss": 0.9, "d_real": 0.7, "d_fake": 0.3, "d_gap": 0.05, "near_duplicates": 0.1}
+
+
+@pytest.mark.parametrize("change, said", [
+    ({}, None),
+    ({"near_duplicates": 0.9}, "G has collapsed"),
+    ({"near_duplicates": 1.0, "step": 50}, None),  # every G begins so
+    ({"d_loss": 0.01}, "D tells nearly all faces"),
+    ({"d_fake": 0.69}, "D cannot tell"),
+    ({"d_gap": 0.5}, "by heart"),
+])
+def test_diagnosis(change, said):
+    found = diagnose(WELL | change)
+    assert said in found if said else found is None
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_bf16_trains_and_keeps_r1_in_float32(model, run_gan, tmp_path):
+    exact, run = (run_gan(tmp_path / precision, model, 1, "--r1", "10", "--precision", precision)
+                  for precision in ("fp32", "bf16"))
     assert all(value.isfinite().all() for value in checkpoint(run)["weights"].values())
+    (exact,), (row,) = read_metrics(exact), read_metrics(run)
+    assert row["r1"] == pytest.approx(exact["r1"], rel=1e-4) and row["d_loss"] != exact["d_loss"]
 
 
 def test_recipes_and_overrides():
