@@ -42,8 +42,11 @@ FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every
 class Stateful(Protocol):
     """What a checkpoint stores: networks, optimisers, EMA, batch streams."""
 
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> Any: ...
+    def state_dict(self) -> dict:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict) -> Any:
+        """Restore what `state_dict` returned."""
 
 
 class Run:

@@ -66,7 +66,7 @@ LINKS = {"NVLink 4": 450e9, "PCIe 4.0 x16": 32e9, "Ethernet 100 Gbit/s": 12.5e9,
 
 
 def our_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield uint8 batches and labels for ever, from resident tensors."""
+    """Yield images (B, 3, H, W) uint8 and labels (B,) for ever, from resident tensors."""
     resident = images.images.to(device)
     labels = images.labels.to(device) if images.labels is not None else torch.zeros(len(resident), device=device)
     batches = Batches(len(resident), batch_size, seed=0)
