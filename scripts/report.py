@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,7 @@ from common.images import save_picture
 from dann import evaluate as dann_evaluate
 from dann import tsne
 from dann.networks import DANN
+from dann.networks import KIND as DANN_KIND
 from diffusion import compare
 from diffusion import inference as diffusion_inference
 from diffusion.unet import ConditionalUNet
@@ -127,7 +129,8 @@ def training(weights: str) -> str:
     entry = result(MANIFEST)[weights]
     steps, batch, seconds = entry["step"], entry["args"]["batch_size"], entry["seconds"]
     time = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-    return (f"{steps:,} steps of batch {batch} ({steps * batch:,} images), seed {entry['seed']}, {time} of wall time "
+    images = f"{steps * batch:,} images{' of each domain' if entry['kind'] == DANN_KIND else ''}"
+    return (f"{steps:,} steps of batch {batch} ({images}), seed {entry['seed']}, {time} of wall time "
             f"({entry['versions']['machine']})")
 
 
@@ -190,10 +193,10 @@ class Figure(NamedTuple):
     draw: Callable[[Path, str], str | None]
 
 
-def by_command(main: Callable[[list[str]], int], weights: str, *flags: str) -> Figure:
+def by_command(command: ModuleType, weights: str, *flags: str) -> Figure:
     """Return a picture that an inference command draws."""
     def draw(path: Path, data: str) -> None:
-        main([str(path), "--weights", str(PROJECT / "weights" / weights), *flags])
+        command.main([str(path), "--weights", str(PROJECT / "weights" / weights), *flags])
 
     return Figure((weights,), draw)
 
@@ -230,12 +233,12 @@ def tsne_figures(target: str, released: str) -> dict[str, Figure]:
 
 
 FIGURES = {  # in the order in which they are drawn
-    "dcgan.png": by_command(gan_inference.main, "dcgan.pt", "--model", "dcgan", "--grid", "32"),
-    "sagan.png": by_command(gan_inference.main, "sagan.pt", "--model", "sagan", "--grid", "32"),
-    "faces.gif": by_command(gan_inference.main, f"{gan_inference.DEFAULT_MODEL}.pt", "--interpolate"),
-    "digits.png": by_command(diffusion_inference.main, "diffusion.pt", "--grid"),
-    "process.png": by_command(diffusion_inference.main, "diffusion.pt", "--process"),
-    "process.gif": by_command(diffusion_inference.main, "diffusion.pt", "--gif", "--per-digit", "2"),
+    "dcgan.png": by_command(gan_inference, "dcgan.pt", "--model", "dcgan", "--grid", "32"),
+    "sagan.png": by_command(gan_inference, "sagan.pt", "--model", "sagan", "--grid", "32"),
+    "faces.gif": by_command(gan_inference, f"{gan_inference.DEFAULT_MODEL}.pt", "--interpolate"),
+    "digits.png": by_command(diffusion_inference, "diffusion.pt", "--grid"),
+    "process.png": by_command(diffusion_inference, "diffusion.pt", "--process"),
+    "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
     "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", "diffusion.pt"), draw_strip),
     **tsne_figures("usps", "dann-mnistm-usps.pt"),
     **tsne_figures("builtin-svhn", "dann-mnistm-svhn.pt"),
