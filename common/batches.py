@@ -72,9 +72,13 @@ class MicroBatches:
         """Run `backward` on all parts of a batch and return its results, joined.
 
         Args:
-            backward: adds the gradient of a part to the parameters; draws nothing at random.
+            backward: adds the gradient of a part to the parameters and returns its results, (images, ...); draws
+                nothing at random.
             zero_grad: sets the gradients to zero.
             batch_size: images in the batch.
+
+        Returns:
+            (batch_size, ...).
 
         Raises:
             UserError: one image alone does not fit.

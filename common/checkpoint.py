@@ -84,7 +84,11 @@ def _check_manifest(path: Path) -> None:
 
 
 def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return (model_args, float32 state dict) of the weights that inference uses."""
+    """Return (model_args, float32 state dict) of the weights that inference uses.
+
+    Raises:
+        UserError: as `load`.
+    """
     content = load(path, kind)
     weights = {name: value.float() if value.is_floating_point() else value
                for name, value in content["weights"].items()}
@@ -92,7 +96,11 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load weights into a network; a missing, unknown or reshaped tensor is a one-line error."""
+    """Load a state dict into a network.
+
+    Raises:
+        UserError: a missing, unknown or reshaped tensor of `path`, which the message names.
+    """
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     got = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | got.keys()):

@@ -107,5 +107,5 @@ def describe_machine() -> str:
     """Return the processor or GPU in a few words, for manifests and run folders."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    capabilities = torch.cpu.get_capabilities()
-    return f"{capabilities.get('cpu_name', 'CPU')}, {torch.get_num_threads()} cores"
+    name, cores = torch.cpu.get_capabilities().get("cpu_name", "CPU"), torch.get_num_threads()
+    return f"{name}, {cores} core{'s' if cores > 1 else ''}"

@@ -65,7 +65,7 @@ def first_alone() -> Iterator[None]:
 
 
 def share(batch: Tensor) -> Tensor:
-    """Return this process's part of a whole batch."""
+    """Return this process's part of a whole batch: (B, ...) -> (B / processes, ...)."""
     return batch.chunk(world_size())[rank()]
 
 
@@ -93,7 +93,7 @@ def average_statistics(*networks: nn.Module) -> None:
 
 
 def average(tensors: list[Tensor]) -> None:
-    """Replace float tensors of one device by their means over the processes, in one message."""
+    """Replace float tensors of one device, of any shapes, by their means over the processes, in one message."""
     if world_size() == 1 or not tensors:
         return
     message = torch.cat([tensor.detach().flatten() for tensor in tensors])

@@ -18,12 +18,12 @@ STAMP = "made-by"  # name of the PNG text chunk that says with what settings an 
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Map uint8 in 0..255 to float32 in [-1, 1], channels_last in memory."""
+    """Map (N, 3, H, W) uint8 in 0..255 to float32 in [-1, 1], channels_last in memory."""
     return images.float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map float in [-1, 1] to uint8 in 0..255, rounding; values outside are clamped."""
+    """Map float in [-1, 1], of any shape, to uint8 in 0..255, rounding; values outside are clamped."""
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 

@@ -12,6 +12,12 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     Args:
         a, b: (N, D) and (M, D) floating point. Fewer samples than D bias it upwards: always quote the distance
             between two sets of real images of the same size beside it.
+
+    Returns:
+        The distance squared, as FID is, in squared units of the features.
+
+    Raises:
+        ValueError: other shapes, or fewer than two samples.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"features: got {a.shape} and {b.shape}, expected (N, D) and (M, D) with N, M >= 2")
@@ -25,7 +31,11 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mean_pairwise_distance(features: np.ndarray) -> float:
-    """Return the root mean squared Euclidean distance between different rows of (N, D) features."""
+    """Return the root mean squared Euclidean distance between different rows of (N, D) features.
+
+    Raises:
+        ValueError: another shape, or fewer than two rows.
+    """
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features: got {features.shape}, expected (N, D) with N >= 2")
     # sum over i, j of |a_i - a_j|^2 = 2 N sum |a_i - mean|^2, over N (N - 1) ordered pairs
@@ -43,6 +53,9 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.nda
 
     Returns:
         (distances (N, k) float32, indices (N, k) int64).
+
+    Raises:
+        ValueError: shapes that differ, or k out of range.
     """
     if queries.shape[1:] != references.shape[1:] or not 1 <= k <= len(references):
         raise ValueError(f"got {queries.shape}, {references.shape} and k = {k}, expected one shape and k <= M")
@@ -67,6 +80,9 @@ def closeness(distances: np.ndarray) -> np.ndarray:
 
     Args:
         distances: (N, k) from `nearest`, k >= 2.
+
+    Returns:
+        (N,) float32 in [0, 1].
     """
     return distances[:, 0] / distances[:, 1:].mean(1).clip(min=1e-6)
 

@@ -235,7 +235,7 @@ def blend(digits: np.ndarray, photos: list[np.ndarray], rng: np.random.Generator
 
 
 def read_photos(raw: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Read the photographs of BSDS500: its train folder for train digits, val and test for test digits."""
+    """Read the photographs of BSDS500, (H, W, 3) uint8: train for train digits, val and test for test digits."""
     folder, archive = raw / "BSDS500" / "data" / "images", raw / Path(BSDS_URL).name
     blobs = {}
     for path in folder.glob("*/*.jpg"):

@@ -17,7 +17,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,8 +42,11 @@ FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every
 class Stateful(Protocol):
     """What a checkpoint stores: networks, optimisers, EMA, batch streams."""
 
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> Any: ...
+    def state_dict(self) -> dict:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict) -> Any:
+        """Restore what `state_dict` returned."""
 
 
 class Run:
@@ -147,8 +150,7 @@ class Run:
             part.load_state_dict(content["parts"][name])
         set_rng_state(content["rng"])
         self.step, self.seconds = content["step"], content["seconds"]
-        log = content["log"]  # of an older version: one count for all
-        self._sums, self._counts = log["sums"], log.get("counts", dict.fromkeys(log["sums"], log.get("count")))
+        self._sums, self._counts = content["log"]["sums"], content["log"]["counts"]
         print(f"resumed {path} at step {self.step}")
 
     def save(self) -> None:
@@ -293,8 +295,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     return rows
 
 
+def moving_average(values: Sequence[float]) -> numpy.ndarray:
+    """Return the means, (N,), over a tenth of N values around each; beyond the ends they are mirrored."""
+    reach = len(values) // 20
+    kernel = numpy.full(2 * reach + 1, 1 / (2 * reach + 1))
+    return numpy.convolve(numpy.pad(values, reach, mode="reflect"), kernel, mode="valid")
+
+
 def plot_curves(run_dir: Path) -> None:
-    """Draw every metric of a run over its steps into curves.png."""
+    """Draw every metric of a run over its steps into curves.png: each row thin, a moving average thick."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -308,10 +317,11 @@ def plot_curves(run_dir: Path) -> None:
     FigureCanvasAgg(figure)
     for i, name in enumerate(names):
         axes = figure.add_subplot(lines, columns, i + 1)
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axes.plot(*zip(*points, strict=True), linewidth=1)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("step", fontsize=8)
+        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
+        axes.plot(steps, values, linewidth=0.5, alpha=0.6)
+        axes.plot(steps, moving_average(values), color="C0", linewidth=1.5)
+        axes.set_xlabel("optimiser steps", fontsize=8)
+        axes.set_ylabel(name, fontsize=8)
         axes.tick_params(labelsize=7)
     with whole(run_dir / "curves.png") as temporary:
         figure.savefig(temporary, format="png", dpi=100)

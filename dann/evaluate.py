@@ -13,6 +13,7 @@ writes the tables as Markdown, and the numbers of the cells beside it as JSON.
 import argparse
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -91,14 +92,14 @@ def build_table(results: list[dict]) -> list[dict]:
     return cells
 
 
-def to_markdown(cells: list[dict]) -> str:
+def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
     """Lay the cells out as one Markdown table a split, in percent."""
     blocks = []
-    for split, title in SPLITS.items():
+    for split in splits:
         found = {(cell["row"], cell["column"]): cell for cell in cells if split in cell}
         if found:
             rows, columns = (list(dict.fromkeys(pair)) for pair in zip(*found, strict=True))
-            lines = [[title, *columns], ["---"] * (len(columns) + 1)]
+            lines = [[SPLITS[split], *columns], ["---"] * (len(columns) + 1)]
             lines += [[row, *(_shown(found.get((row, column)), split) for column in columns)] for row in rows]
             blocks.append(_laid_out(lines))
     return "\n".join(blocks)

@@ -18,7 +18,7 @@ class _GradientReversal(torch.autograd.Function):
 
 
 def grad_reverse(x: Tensor, coeff: Tensor | float) -> Tensor:
-    """Return x unchanged; on the way back the gradient is multiplied by -coeff.
+    """Return x, of any shape, unchanged; on the way back the gradient is multiplied by -coeff.
 
     A coeff that changes at every step should be a 0-d tensor: torch.compile compiles anew for every float.
     """

@@ -32,6 +32,9 @@ def standardise(images: Tensor) -> Tensor:
 
     Args:
         images: (B, 3, H, W) float32.
+
+    Returns:
+        the same shape.
     """
     return F.layer_norm(images, images.shape[1:], eps=1e-6)
 
@@ -69,6 +72,9 @@ def intensity(images: Tensor) -> Tensor:
 
     Args:
         images: (B, 3, H, W) float32, standardised.
+
+    Returns:
+        the same shape.
     """
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(len(images), 1, 1, 1, device=images.device).uniform_(low, high)

@@ -24,13 +24,13 @@ def domain_loss(source_logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def domain_accuracy(source_logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Return the share of images whose domain is right, 0-d: 0.5 when the domains cannot be told apart."""
+    """Return the share of images whose domain is right, 0-d, from (B, 2) logits each: 0.5 when they look the same."""
     right = torch.cat([source_logits.argmax(1) == SOURCE, target_logits.argmax(1) == TARGET])
     return right.float().mean()
 
 
 def called_source(source_logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Return the share of images that the discriminator calls source, 0-d: 0 or 1 when it has collapsed."""
+    """Return the share of images that (B, 2) logits each call source, 0-d: 0 or 1 when the discriminator collapsed."""
     return (torch.cat([source_logits, target_logits]).argmax(1) == SOURCE).float().mean()
 
 
@@ -40,7 +40,7 @@ def pseudo_label_loss(class_logits: Tensor, digits: Tensor, confident: Tensor) -
     Sohn et al. 2020 (FixMatch, arXiv:2001.07685, eq. 4).
 
     Args:
-        class_logits: (B, 10).
+        class_logits: (B, 10) floating point.
         digits: (B,) int64.
         confident: (B,) bool.
     """

@@ -75,7 +75,7 @@ class Counted(nn.Module):
         self.network, self.images = network, 0
 
     def forward(self, x: torch.Tensor, *args: torch.Tensor) -> torch.Tensor:
-        """Call the network."""
+        """Call the network: x (B, 3, 28, 28) and what else `ConditionalUNet.forward` takes."""
         self.images += len(x)
         return self.network(x, *args)
 

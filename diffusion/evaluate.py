@@ -45,7 +45,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def digits_of(names: list[str]) -> torch.Tensor:
-    """Return the digit that each file name starts with, (N,) int64."""
+    """Return the digit that each file name starts with, (N,) int64.
+
+    Raises:
+        UserError: a name that is not a digit, an underscore and a number.
+    """
     for name in names:
         if not re.fullmatch(r"[0-9]_\d+\.png", name):
             raise UserError(f"{name}: expected names like 3_042.png, the digit first")
@@ -53,7 +57,12 @@ def digits_of(names: list[str]) -> torch.Tensor:
 
 
 def variety(features: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """Return the mean distance between images of the same digit, a digit; those with fewer than two are left out."""
+    """Return the mean distance between images of the same digit, a digit; those with fewer than two are left out.
+
+    Args:
+        features: (N, D) floating point.
+        labels: (N,) digits.
+    """
     groups = {digit: features[labels == digit] for digit in range(10)}
     return {digit: mean_pairwise_distance(group) for digit, group in groups.items() if len(group) > 1}
 

@@ -52,7 +52,13 @@ def x0_loss(x_0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
 
 
 def quartile_means(loss: Tensor, t: Tensor, num_timesteps: int) -> dict[str, Tensor]:
-    """Return the mean loss of each quarter of t as loss_q0..loss_q3; an empty quarter gives the whole mean."""
+    """Return the mean loss of each quarter of t as loss_q0..loss_q3, 0-d; an empty quarter gives the whole mean.
+
+    Args:
+        loss: (B,) float32.
+        t: (B,) int64 in 0..T-1.
+        num_timesteps: T.
+    """
     quarter = t * 4 // num_timesteps
     means = {}
     for q in range(4):

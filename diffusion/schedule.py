@@ -16,7 +16,10 @@ SCHEDULES = ("linear", "cosine")
 
 
 class Schedule(NamedTuple):
-    """The tables of a schedule, (T,) float32 each; products are taken in float64."""
+    """The tables of a schedule, (T,) float32 each; products are taken in float64.
+
+    Methods take t (B,) int64, and images, noise and network outputs (B, 3, H, W) float32.
+    """
 
     betas: Tensor
     alphas_cumprod: Tensor
@@ -41,7 +44,7 @@ class Schedule(NamedTuple):
         return alpha_bar / (1 - alpha_bar)
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t, a draw from q(x_t | x_0) (eq. 4)."""
+        """Return x_t like x_0, a draw from q(x_t | x_0) (eq. 4), from standard normal noise."""
         signal, sigma = self.scales(t)
         return signal * x_0 + sigma * noise
 
@@ -51,7 +54,7 @@ class Schedule(NamedTuple):
         return signal * noise - sigma * x_0
 
     def predict_x0(self, x_t: Tensor, t: Tensor, output: Tensor, prediction: str) -> Tensor:
-        """Return the x_0 that a network's output (noise or velocity) stands for."""
+        """Return the x_0, like x_t and not clamped, that a network's output (noise or velocity) stands for."""
         signal, sigma = self.scales(t)
         if prediction == "noise":
             return (x_t - sigma * output) / signal

@@ -26,7 +26,7 @@ def augment(x: Tensor) -> Tensor:
 
 
 def colour(x: Tensor) -> Tensor:
-    """Shift brightness by up to 1/2, scale saturation by 0..2 and contrast by 1/2..3/2."""
+    """Shift brightness of (B, 3, H, W) images by up to 1/2, scale saturation by 0..2 and contrast by 1/2..3/2."""
     x = x + _uniform(x) - 0.5
     grey = x.mean(dim=1, keepdim=True)
     x = grey + (x - grey) * 2 * _uniform(x)
@@ -35,7 +35,7 @@ def colour(x: Tensor) -> Tensor:
 
 
 def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
-    """Move by up to `ratio` of the height and of the width."""
+    """Move each of (B, 3, H, W) images by up to `ratio` of the height and of the width."""
     for dim in (2, 3):
         size = x.shape[dim]
         reach = int(size * ratio + 0.5)
@@ -48,7 +48,7 @@ def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
 
 
 def cutout(x: Tensor, ratio: float = 1 / 2) -> Tensor:
-    """Blank a rectangle of `ratio` of the height and of the width, its centre anywhere in the image."""
+    """Blank a rectangle of each of (B, 3, H, W) images, `ratio` of its height and width, centred anywhere in it."""
     inside = []
     for size in x.shape[-2:]:
         length = int(size * ratio + 0.5)

@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def truncate(z: Tensor, limit: float) -> Tensor:
-    """Map standard normal numbers to the normal distribution truncated at +-limit, order kept.
+    """Map standard normal numbers, of any shape, to the normal distribution truncated at +-limit, order kept.
 
     By the quantile, where Brock et al. draw again: so image i stays recognisably image i.
     """

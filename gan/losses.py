@@ -26,7 +26,7 @@ def non_saturating_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def non_saturating_g(fake_logits: Tensor) -> Tensor:
-    """Return -E[log D(G(z))] (Goodfellow et al. 2014, end of sec. 3): its gradient lasts while D wins."""
+    """Return -E[log D(G(z))] of (B,) logits, 0-d (Goodfellow et al. 2014, sec. 3): its gradient lasts while D wins."""
     return softplus(-fake_logits).mean()
 
 
@@ -43,7 +43,7 @@ def hinge_d(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def hinge_g(fake_logits: Tensor) -> Tensor:
-    """Return -E[D(G(z))] (Miyato et al. 2018, eq. 17)."""
+    """Return -E[D(G(z))] of (B,) logits, 0-d (Miyato et al. 2018, eq. 17)."""
     return -fake_logits.mean()
 
 

@@ -154,14 +154,14 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
 
 
 def gammas(name: str, network: nn.Module) -> dict[str, Tensor]:
-    """Return how much each attention layer of a network adds, as gamma_<name>1, gamma_<name>2."""
+    """Return how much each attention layer of a network adds, 0-d, as gamma_<name>1, gamma_<name>2."""
     layers = (module for module in network.modules() if isinstance(module, SelfAttention))
     return {f"gamma_{name}{i}": layer.gamma.detach().clone().squeeze() for i, layer in enumerate(layers, 1)}
 
 
 @torch.no_grad()
 def preview(generator: nn.Module, fixed_z: Tensor, dtype: torch.dtype) -> Tensor:
-    """Draw the faces of the fixed noise: (N, 3, 64, 64) uint8."""
+    """Draw the faces of the fixed noise, (N, z_dim): (N, 3, 64, 64) uint8."""
     with autocast(fixed_z.device, dtype):
         return to_uint8(generator(fixed_z)).cpu()
 

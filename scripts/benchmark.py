@@ -20,7 +20,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy
@@ -66,7 +66,7 @@ LINKS = {"NVLink 4": 450e9, "PCIe 4.0 x16": 32e9, "Ethernet 100 Gbit/s": 12.5e9,
 
 
 def our_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield uint8 batches and labels for ever, from resident tensors."""
+    """Yield images (B, 3, H, W) uint8 and labels (B,) for ever, from resident tensors."""
     resident = images.images.to(device)
     labels = images.labels.to(device) if images.labels is not None else torch.zeros(len(resident), device=device)
     batches = Batches(len(resident), batch_size, seed=0)
@@ -276,33 +276,52 @@ def cost(images_per_second: float, work: Work) -> dict:
 
 def shown(rate: float) -> str:
     """Return a rate for reading: two digits of one below 1."""
-    return f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+    return f"{rate:,.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
-def tables(figures: dict) -> str:
-    """Return the figures as Markdown."""
-    lines = [f"{figures['machine']}, torch {figures['torch']}, {figures['precision']}, median of {figures['rounds']} "
-             f"rounds; `bash scripts/benchmark.sh`.", "",
-             "| | plain, images/s | ours | ratio | waiting for data | memory | first step | of a matrix product |",
-             "|---|---|---|---|---|---|---|---|"]
+def speed_table(figures: dict) -> str:
+    """Return images a second of both sides, and how many times as fast ours is, as Markdown."""
+    lines = ["| images/s | plain | ours | ratio |", "|---|---|---|---|"]
+    for name, row in figures["images_per_second"].items():
+        lines.append(f"| {name} | {shown(row['plain'])} | {shown(row['ours'])} | {row['ratio']:.1f} "
+                     f"({row['ratio_min']:.1f} to {row['ratio_max']:.1f}) |")
+    return "\n".join(lines) + "\n"
+
+
+def work_table(figures: dict) -> str:
+    """Return what both sides wait for, take and reach, as Markdown."""
+    lines = ["| plain / ours | waiting for data | memory | first step | of a matrix product |", "|---|---|---|---|---|"]
     for name, row in figures["images_per_second"].items():
         sides = row["fresh_plain"], row["fresh_ours"]
         memory, first = (" / ".join(form(side[key]) for side in sides) for key, form in (
             ("memory", lambda x: f"{x / 2**20:.0f} MiB"), ("first_step", lambda x: f"{x:.1f} s")))
         reached = " / ".join(f"{row[side] * fresh['operations'] / figures['matrix_product']:.0%}"
                              for side, fresh in zip(("plain", "ours"), sides, strict=True))
-        lines.append(f"| {name} | {shown(row['plain'])} | {shown(row['ours'])} "
-                     f"| {row['ratio']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f}) "
-                     f"| {row['plain_waiting']:.0%} / {row['ours_waiting']:.0%} | {memory} | {first} | {reached} |")
-    lines += ["", f"Epochs of {EPOCH:,} images an hour, predicted and not measured: N processes, each with the batch "
-              "measured above, and an all-reduce of the gradients that nothing hides.", "",
-              f"| | gradients | link | {' | '.join(f'N = {n}' for n in PROCESSES)} |",
-              "|---" * (3 + len(PROCESSES)) + "|"]
-    for name, row in figures["costs"].items():
-        for link, by_number in row["epochs_per_hour"].items():
-            lines.append(f"| {name} | {row['gradient_bytes'] / 1e6:.1f} MB | {link} | "
-                         f"{' | '.join(map(shown, by_number.values()))} |")
+        lines.append(f"| {name} | {row['plain_waiting']:.0%} / {row['ours_waiting']:.0%} | {memory} | {first} "
+                     f"| {reached} |")
     return "\n".join(lines) + "\n"
+
+
+def cost_table(figures: dict, links: Iterable[str] = LINKS) -> str:
+    """Return the epochs an hour of several processes over some of LINKS, as Markdown."""
+    lines = [f"| epochs of {EPOCH:,} images an hour | gradients | link | {' | '.join(f'N = {n}' for n in PROCESSES)} |",
+             "|---" * (3 + len(PROCESSES)) + "|"]
+    for name, row in figures["costs"].items():
+        for link in links:
+            lines.append(f"| {name} | {row['gradient_bytes'] / 1e6:.1f} MB | {link} | "
+                         f"{' | '.join(map(shown, row['epochs_per_hour'][link].values()))} |")
+    return "\n".join(lines) + "\n"
+
+
+def tables(figures: dict) -> str:
+    """Return all figures as Markdown."""
+    return "\n".join([
+        f"{figures['machine']}, torch {figures['torch']}, {figures['precision']}, median of {figures['rounds']} "
+        "rounds; `bash scripts/benchmark.sh`.\n",
+        speed_table(figures), work_table(figures),
+        "Predicted and not measured: N processes, each with the batch measured above, and an all-reduce of the "
+        "gradients that nothing hides.\n",
+        cost_table(figures)])
 
 
 def plot(figures: dict, path: Path) -> None:

@@ -75,7 +75,7 @@ class PngFiles(Dataset):
 
 
 def plain_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield float batches and labels for ever, from PNG files."""
+    """Yield images (B, 3, H, W) float32 in [-1, 1] and labels (B,) for ever, from PNG files."""
     loader = DataLoader(PngFiles(images), batch_size, shuffle=True, drop_last=True)
     while True:
         for x, labels in loader:

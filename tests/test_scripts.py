@@ -110,6 +110,7 @@ def recorded(tmp_path):
     ("infer_diffusion.sh", [["-m", "diffusion.inference"]]),
     ("infer_dann.sh", [["-m", "dann.inference"]]),
     ("prepare_data.sh", [["-m", "common.prepare"]]),
+    ("report.sh", [["-m", "scripts.report"]]),
     ("test.sh", [["-m", "pytest", "tests/"]]),
 ])
 def test_arguments_are_passed_on_as_they_are(recorded, tmp_path, name, expected):

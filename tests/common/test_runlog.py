@@ -17,7 +17,7 @@ from torch import nn
 from common import checkpoint
 from common.ema import EMA
 from common.errors import UserError
-from common.runlog import Run, plot_curves, read_metrics
+from common.runlog import Run, moving_average, plot_curves, read_metrics
 
 
 def make_run(out, model, **settings):
@@ -95,6 +95,16 @@ def test_curves_are_a_picture_with_a_panel_a_metric(tmp_path):
             assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 2  # not blank
             sizes.append(picture.size)
     assert sizes == [(400, 260), (1200, 260), (1200, 520)]
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ([3.0], [3.0]),
+    ([1.0, 5.0] * 9, [1.0, 5.0] * 9),  # below 20 rows every row stands for itself
+    ([0.0] * 9 + [3.0] + [0.0] * 10, [0.0] * 8 + [1.0] * 3 + [0.0] * 9),
+    ([2.0, 5.0] + [2.0] * 18, [4.0, 3.0, 3.0] + [2.0] * 17),  # the first has the second on both sides
+])
+def test_a_moving_average_is_over_a_tenth_of_the_rows(values, expected):
+    assert moving_average(values).tolist() == pytest.approx(expected)
 
 
 def test_curves_that_cannot_be_written_are_one_line(tmp_path):

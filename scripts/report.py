@@ -1,0 +1,321 @@
+"""Rebuild the tables, numbers and pictures of README.md and hw2_report.md from stored results and released weights.
+
+    bash scripts/report.sh            # all of it: the documents in seconds, the pictures in minutes
+    bash scripts/report.sh --text     # the documents alone
+    bash scripts/report.sh --check    # write nothing; a line and exit code 2 for what is not as it would be made
+
+A document holds regions, `<!-- KIND: WHAT -->` to `<!-- end -->`, and what stands between is made here:
+
+    table: NAME             one of TABLES
+    network: NAME           a printed network, one of NETWORKS
+    training: NAME.pt       steps, batch size, seed, time and machine, from weights/manifest.json
+    value: FILE KEYS FORM   one number of a JSON file, e.g. report/digits.json accuracy .1%; keys are joined by `/`,
+                            FORM is Python's format, and of a list the mean is shown
+
+The JSON files are what the evaluate, compare and benchmark commands wrote. report/figures.json records of every
+picture its SHA-256 and that of the weights it shows, so that the check can tell without drawing. The pictures of
+t-SNE need real digits and the runs of `bash scripts/train_dann.sh --seeds 0`; without, they are left as they are.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+
+from common.checkpoint import sha256
+from common.cli import Parser, add_data_flag, run_main
+from common.errors import UserError
+from common.files import write_json, write_text
+from common.images import save_picture
+from dann import evaluate as dann_evaluate
+from dann import tsne
+from dann.networks import DANN
+from dann.networks import KIND as DANN_KIND
+from diffusion import compare
+from diffusion import inference as diffusion_inference
+from diffusion.unet import ConditionalUNet
+from gan import inference as gan_inference
+from gan.models import build_discriminator, build_generator
+from scripts import benchmark
+
+PROJECT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "hw2_report.md")
+MANIFEST = "weights/manifest.json"
+FIGURES_JSON = "report/figures.json"
+END = "<!-- end -->"
+MARKER = re.compile(rf"<!-- \w+: .+? -->|{END}")
+REGION = re.compile(rf"<!-- (\w+): (.+?) -->(.*?){END}", re.DOTALL)
+
+# Scores of released weights; the manifest has them as well.
+SCORES = {"dcgan.pt": "report/dcgan.json", "sagan.pt": "report/sagan.json", "diffusion.pt": "report/digits.json"}
+# What `gan.evaluate` adds where it can, its title, and how it is shown.
+MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
+                    "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
+
+
+# Regions
+
+
+def result(path: str) -> Any:
+    """Read a JSON file of the project."""
+    return json.loads((PROJECT / path).read_text())
+
+
+def faces_table() -> str:
+    """Lay out the scores of both GANs' faces as Markdown; the distance is SWD x1000."""
+    models = {"DCGAN (A)": result("report/dcgan.json"), "SAGAN (B)": result("report/sagan.json")}
+    a, b = models.values()
+    if any(a[name] != b[name] for name in ("reference", "images", "swd_real")):
+        raise ValueError("the two models were not measured against the same faces")
+    more = {name: about for name, about in MORE_FACE_SCORES.items() if name in a and name in b}
+
+    def line(title: str, scores: dict, suffix: str = "") -> str:
+        distances = scores["swd" + suffix]
+        cells = [format(distance, ".1f") for distance in (*distances, statistics.mean(distances))]
+        cells.append(format(scores["variety" + suffix], ".1f"))
+        cells += [format(scores[name + suffix], form) if name + suffix in scores else "-"
+                  for name, (_, form) in more.items()]
+        return f"| {' | '.join([title, *cells])} |\n"
+
+    titles = [f"{a['images']} images against {a['reference']}", "64 px", "32 px", "16 px", "mean", "variety",
+              *(title for title, _ in more.values())]
+    return "".join([f"| {' | '.join(titles)} |\n", "|---" * len(titles) + "|\n",
+                    *(line(title, scores) for title, scores in models.items()), line("real against real", a, "_real")])
+
+
+def dann_table(split: str) -> str:
+    """Return the table of one split of `dann.evaluate`."""
+    return dann_evaluate.to_markdown(result("report/dann.json"), (split,))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "faces": faces_table,
+    "samplers": lambda: compare.to_markdown(result("report/samplers.json")["rows"]),
+    **{f"dann {split}": partial(dann_table, split) for split in dann_evaluate.SPLITS},
+    "speed": lambda: benchmark.speed_table(result("report/benchmark.json")),
+    "work": lambda: benchmark.work_table(result("report/benchmark.json")),
+    "costs": lambda: benchmark.cost_table(result("report/benchmark.json"), ("Ethernet 10 Gbit/s",)),
+}
+
+# From the model_args of the released weights.
+NETWORKS: dict[str, tuple[str, Callable[[dict], nn.Module]]] = {
+    "dcgan discriminator": ("dcgan.pt", build_discriminator), "dcgan generator": ("dcgan.pt", build_generator),
+    "sagan discriminator": ("sagan.pt", build_discriminator), "sagan generator": ("sagan.pt", build_generator),
+    "diffusion": ("diffusion.pt", lambda model_args: ConditionalUNet(model_args["width"])),
+    "dann": ("dann-mnistm-usps.pt", lambda model_args: DANN()),
+}
+
+
+def network(name: str) -> str:
+    """Print a network as a block of code."""
+    weights, build = NETWORKS[name]
+    with torch.device("meta"):  # its layers without its numbers
+        return f"```\n{build(result(MANIFEST)[weights]['model_args'])}\n```\n"
+
+
+def training(weights: str) -> str:
+    """Say in some words how a released file was trained."""
+    entry = result(MANIFEST)[weights]
+    steps, batch, seconds = entry["step"], entry["args"]["batch_size"], entry["seconds"]
+    time = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    images = f"{steps * batch:,} images{' of each domain' if entry['kind'] == DANN_KIND else ''}"
+    return (f"{steps:,} steps of batch {batch} ({images}), seed {entry['seed']}, {time} of wall time "
+            f"({entry['versions']['machine']})")
+
+
+def value(what: str) -> str:
+    """Look a number up: FILE KEYS FORM."""
+    path, rest = what.split(" ", 1)
+    keys, form = rest.rsplit(" ", 1)
+    found = result(path)
+    for key in keys.split("/"):
+        found = found[key]
+    return format(statistics.mean(found) if isinstance(found, list) else found, form)
+
+
+KINDS: dict[str, Callable[[str], str]] = {
+    "table": lambda name: TABLES[name](), "network": network, "training": training, "value": value}
+
+
+def rewritten(name: str) -> tuple[str, list[str]]:
+    """Make all regions of a document anew.
+
+    Returns:
+        the text, and which regions are not what the document has.
+
+    Raises:
+        UserError: a marker without its partner, or one that names what there is not.
+    """
+    text = (PROJECT / name).read_text()
+    markers = MARKER.findall(text)
+    for opening, end in zip_longest(markers[::2], markers[1::2]):
+        if opening == END or end != END:
+            raise UserError(f"{name}: {opening}: a region begins with <!-- KIND: WHAT --> and ends with {END}")
+    stale = []
+
+    def remade(match: re.Match) -> str:
+        kind, what, old = match.groups()
+        try:
+            new = KINDS[kind](what)
+        except (LookupError, TypeError, ValueError, OSError) as error:
+            raise UserError(f"{name}: <!-- {kind}: {what} -->: cannot be made ({error!r}): mend the marker, or the "
+                            "file that it names") from None
+        if "\n" in new:
+            new = f"\n{new}"
+        if new != old:
+            stale.append(f"{kind}: {what}")
+        return f"<!-- {kind}: {what} -->{new}{END}"
+
+    return REGION.sub(remade, text), stale
+
+
+# Pictures
+
+
+class Figure(NamedTuple):
+    """A picture of report/.
+
+    weights: the released files that it shows. draw: (path, data) -> None, or why it was left as it is.
+    """
+
+    weights: tuple[str, ...]
+    draw: Callable[[Path, str], str | None]
+
+
+def by_command(command: ModuleType, weights: str, *flags: str) -> Figure:
+    """Return a picture that an inference command draws."""
+    def draw(path: Path, data: str) -> None:
+        command.main([str(path), "--weights", str(PROJECT / "weights" / weights), *flags])
+
+    return Figure((weights,), draw)
+
+
+def draw_strip(path: Path, data: str) -> None:
+    """Paste the grids of faces, enlarged, and of digits, beside it and as high, into one picture."""
+    faces, digits = (Image.open(PROJECT / "report" / f"{name}.png") for name in (gan_inference.DEFAULT_MODEL, "digits"))
+    faces = faces.resize((2 * faces.width, 2 * faces.height), Image.Resampling.NEAREST)
+    digits = digits.resize((faces.height, faces.height))
+    strip = Image.new("RGB", (faces.width + 20 + digits.width, faces.height), "white")
+    strip.paste(faces, (0, 0))
+    strip.paste(digits, (strip.width - digits.width, 0))
+    save_picture(strip, path)
+
+
+def draw_tsne(path: Path, data: str, before: Path, after: Path) -> str | None:
+    """Draw `dann.tsne` of real digits; where they or a checkpoint are not at hand, return what is missing."""
+    if data == "builtin":
+        return "real digits are not at hand: name their folder with --data"
+    try:
+        tsne.main([str(before), str(after), "--data", data, "--out", str(path)])
+    except UserError as mistake:
+        return str(mistake)
+    return None
+
+
+def tsne_figures(target: str, released: str) -> dict[str, Figure]:
+    """Return the pictures of plain DANN and of the released network of recipe plus, for a pair from mnistm."""
+    before, plain = (Path("runs", f"dann-mnistm-{target}-{run}-seed0", "last.pt") for run in ("source", "dann-plain"))
+    stem = f"tsne-{released.removeprefix('dann-').removesuffix('.pt')}"
+    return {f"{stem}.png": Figure((), partial(draw_tsne, before=before, after=plain)),
+            f"{stem}-plus.png": Figure((released,), partial(draw_tsne, before=before,
+                                                            after=PROJECT / "weights" / released))}
+
+
+FIGURES = {  # in the order in which they are drawn
+    "dcgan.png": by_command(gan_inference, "dcgan.pt", "--model", "dcgan", "--grid", "32"),
+    "sagan.png": by_command(gan_inference, "sagan.pt", "--model", "sagan", "--grid", "32"),
+    "faces.gif": by_command(gan_inference, f"{gan_inference.DEFAULT_MODEL}.pt", "--interpolate"),
+    "digits.png": by_command(diffusion_inference, "diffusion.pt", "--grid"),
+    "process.png": by_command(diffusion_inference, "diffusion.pt", "--process"),
+    "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
+    "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", "diffusion.pt"), draw_strip),
+    **tsne_figures("usps", "dann-mnistm-usps.pt"),
+    **tsne_figures("builtin-svhn", "dann-mnistm-svhn.pt"),
+}
+
+
+def record() -> dict[str, dict]:
+    """Return what is recorded of the pictures, by name."""
+    return result(FIGURES_JSON) if (PROJECT / FIGURES_JSON).exists() else {}
+
+
+def draw_figures(data: str) -> None:
+    """Draw every picture that can be drawn here, and record it."""
+    recorded = record()
+    for name, figure in FIGURES.items():
+        path = PROJECT / "report" / name
+        if why := figure.draw(path, data):
+            print(f"left report/{name} as it is: {why}")
+            continue
+        weights = {file: sha256(PROJECT / "weights" / file) for file in figure.weights}
+        recorded[name] = {"sha256": sha256(path), "weights": weights}
+        write_json(PROJECT / FIGURES_JSON, recorded)
+
+
+# The check
+
+
+def stale_figures() -> list[str]:
+    """Return a line for each picture that is not the recorded one, or shows other weights than the released ones."""
+    recorded, manifest, lines = record(), result(MANIFEST), []
+    for name, figure in FIGURES.items():
+        path, known = PROJECT / "report" / name, recorded.get(name)
+        if known is None or not path.exists() or sha256(path) != known["sha256"]:
+            lines.append(f"report/{name}: not the picture that {FIGURES_JSON} records")
+        elif known["weights"] != {file: manifest[file]["sha256"] for file in figure.weights}:
+            lines.append(f"report/{name}: drawn from other weights than {MANIFEST} describes")
+    return lines
+
+
+def foreign_results() -> list[str]:
+    """Return a line for each result that does not belong to the released weights."""
+    manifest = result(MANIFEST)
+    lines = [f"{path}: not the scores that {MANIFEST} has for {weights}: evaluate it, and release it with --scores"
+             for weights, path in SCORES.items() if result(path) != manifest[weights]["scores"]]
+    if result("report/samplers.json")["about"]["weights"] != manifest["diffusion.pt"]["sha256"]:
+        lines.append("report/samplers.json: measured with other weights than diffusion.pt: run diffusion.compare again")
+    return lines
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    add_data_flag(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--text", action="store_true", help="rewrite the documents, draw nothing")
+    how.add_argument("--check", action="store_true", help="write nothing, name what is not as it would be made")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    documents = {name: rewritten(name) for name in DOCUMENTS}
+    lines = []
+    for name, (text, stale) in documents.items():
+        if args.check:
+            lines += [f"{name}: <!-- {region} -->: not what its source says" for region in stale]
+        elif stale:
+            write_text(PROJECT / name, text)
+            print(f"wrote {name}: {', '.join(stale)}")
+    if not args.check and not args.text:
+        draw_figures(args.data)
+    lines = [f"{line}: bash scripts/report.sh makes it anew" for line in (*lines, *stale_figures())] + foreign_results()
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if lines else 0
+
+
+if __name__ == "__main__":
+    run_main(main)
