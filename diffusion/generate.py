@@ -18,6 +18,7 @@ from diffusion.unet import KIND, ConditionalUNet
 FULL = "ddpm"  # takes all steps of the chain
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp, "heun": heun}
 ALL_TIMES = (0, 999)
+DISTILLED = "diffusion-distilled.pt"  # the released network that takes the fewest evaluations
 PREVIEW_COLUMNS = 4
 
 

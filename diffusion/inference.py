@@ -20,14 +20,13 @@ from common.cli import Parser, add_device_flags, non_negative_float, non_negativ
 from common.device import select_device, select_dtype
 from common.distributed import join, rank, wait_for_all, world_size
 from common.images import grid, save_gif, save_image, save_picture, still_missing, to_uint8
-from diffusion.generate import FULL, SAMPLERS, chain, load_network
+from diffusion.generate import DISTILLED, FULL, SAMPLERS, chain, load_network
 from diffusion.samplers import State
 
 FRAME_TIMES = (0, 200, 400, 600, 800, 1000)  # the report's; time t of the chain is index t - 1 here
 GIF_FRAMES = 40  # about as many as four seconds show
 # Pictures of the way out of the noise take a chain with many moments, unless other flags say so.
 MOMENTS = {"process": {"sampler": FULL}, "gif": {"sampler": "ddim", "steps": GIF_FRAMES}}
-DISTILLED = "diffusion-distilled.pt"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

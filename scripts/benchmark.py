@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.batches import Batches, MicroBatches
+from common.checkpoint import RELEASED
 from common.cli import Parser, add_device_flags, run_main
 from common.datasets import DIGIT_SIZE, ImageSet, load_readable
 from common.device import (
@@ -51,7 +52,7 @@ from dann.inputs import network_input, scale_range
 from dann.networks import DANN
 from dann.predict import predict
 from diffusion import train as diffusion_train
-from diffusion.samplers import dpm_solver_pp, guided_denoiser
+from diffusion.generate import DISTILLED, chain, load_network
 from diffusion.schedule import make_schedule
 from diffusion.unet import ConditionalUNet
 from gan import train as gan_train
@@ -140,18 +141,10 @@ def our_diffusion_evaluation(device: torch.device, dtype: torch.dtype) -> Work:
 
 
 def our_diffusion_sampling(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return one of the ten steps of `diffusion.inference`."""
-    model, schedule = place(ConditionalUNet(), device).eval(), make_schedule("cosine").to(device)
-    labels = torch.arange(EVALUATION_BATCH_SIZE, device=device) % 10
-    denoise = guided_denoiser(model, schedule, labels, 2.0, "velocity")
-    x_T = torch.randn(EVALUATION_BATCH_SIZE, 3, 28, 28, device=device)
-    work = plain.sampling(lambda: dpm_solver_pp(denoise, schedule, lambda: x_T, 10), 10)
-
-    def step() -> float:
-        with autocast(device, dtype):
-            return work.step()
-
-    return Work(step)
+    """Return one of the few steps of `diffusion.inference`."""
+    network = load_network(RELEASED / DISTILLED, device)
+    pairs = [(number % 10, number) for number in range(EVALUATION_BATCH_SIZE)]
+    return plain.sampling(lambda: chain(network, network.setting, 0, pairs, device, dtype), network.setting.steps)
 
 
 def our_gan_sampling(device: torch.device, dtype: torch.dtype) -> Work:

@@ -70,7 +70,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/common/test_runlog.py"),
     ("common/runlog.py", ' if row["step"] <= self.step]', "]", "a resume logs steps twice",
      "tests/diffusion/test_train.py -k killed"),
-    ("common/runlog.py", 'log["sums"], log.get("counts", dict.fromkeys(log["sums"], log.get("count")))', "{}, {}",
+    ("common/runlog.py", 'content["log"]["sums"], content["log"]["counts"]', "{}, {}",
      "a resume forgets the steps since the last row", "tests/diffusion/test_train.py -k stopped"),
     ("common/runlog.py", "self._counts.get(name, 0) + 1", "max(self._counts.values(), default=0) + 1",
      "a metric is averaged over steps that it did not come with", "tests/common/test_runlog.py -k mean"),

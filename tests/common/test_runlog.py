@@ -58,15 +58,6 @@ def test_the_mean_of_a_metric_is_over_the_steps_that_it_came_with(tmp_path):
     assert read_metrics(tmp_path / "run") == [{"step": 2, "loss": 0.5, "seldom": 5.0}, {"step": 4, "loss": 2.5}]
 
 
-def test_a_checkpoint_with_one_count_for_all_metrics_is_resumed(tmp_path):
-    train(make_run(tmp_path / "run", nn.Linear(2, 3), steps=3, log_every=9, save_every=3))
-    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    content["log"] = {"sums": {"loss": torch.tensor(3.0), "gain": torch.tensor(3.0)}, "count": 3}
-    torch.save(content, tmp_path / "run" / "last.pt")
-    train(make_run(tmp_path / "run", nn.Linear(2, 3), steps=4, resume="auto"))
-    assert read_metrics(tmp_path / "run")[-1] == {"step": 4, "loss": 1.5, "gain": 1.0}
-
-
 def test_a_recorded_parameter_is_read_at_once(tmp_path):
     run, parameter = make_run(tmp_path / "run", nn.Linear(2, 3)), nn.Parameter(torch.tensor(1.0))
     for _ in run.steps():
