@@ -2,6 +2,9 @@
 
     python -m diffusion.inference OUT
 
+The released distilled network draws them in few steps; with `--full`, or any other flag about steps or guidance, the
+one that it learnt from does.
+
 The noise of an image depends on the seed, its digit and its number alone. Images that the same settings
 already wrote into OUT are kept, so a stopped run is finished by the next; several processes share the batches.
 `--grid` draws the report's 10x10 picture (a row a digit) instead, `--gif` the same as it comes out of the noise,
@@ -43,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture.add_argument("--process", dest="picture", action="store_const", const="process",
                          help="draw six moments of the first image's as OUT.png")
     parser.add_argument("--weights", metavar="PATH", type=Path,
-                        help="(default: the released network; distilled, where none of the next five flags is given)")
+                        help="(default: the released network, distilled where no flag asks for other steps)")
     sampler = parser.add_mutually_exclusive_group()
     sampler.add_argument("--full", dest="sampler", action="store_const", const=FULL,
                          help="the whole chain of 1000 steps, the same as --sampler ddpm")
@@ -93,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     weights = args.weights or RELEASED / ("diffusion.pt" if given or args.picture in MOMENTS else DISTILLED)
     network = load_network(weights, device)
-    moments = {} if network.distilled or {"sampler", "steps"} & given.keys() else MOMENTS.get(args.picture, {})
-    setting = network.setting._replace(**moments | given)
+    longer = {} if network.distilled or {"sampler", "steps"} & given.keys() else MOMENTS.get(args.picture, {})
+    setting = network.setting._replace(**longer | given)
     network.check_guidance(setting.guidance, weights)
 
     def states(pairs: list[tuple[int, int]]) -> Iterator[State]:

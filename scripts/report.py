@@ -44,6 +44,7 @@ from dann.networks import DANN
 from dann.networks import KIND as DANN_KIND
 from diffusion import compare
 from diffusion import inference as diffusion_inference
+from diffusion.generate import DISTILLED
 from diffusion.unet import ConditionalUNet
 from gan import inference as gan_inference
 from gan.models import build_discriminator, build_generator
@@ -58,7 +59,12 @@ MARKER = re.compile(rf"<!-- \w+: .+? -->|{END}")
 REGION = re.compile(rf"<!-- (\w+): (.+?) -->(.*?){END}", re.DOTALL)
 
 # Scores of released weights; the manifest has them as well.
-SCORES = {"dcgan.pt": "report/dcgan.json", "sagan.pt": "report/sagan.json", "diffusion.pt": "report/digits.json"}
+SCORES = {"dcgan.pt": "report/dcgan.json", "sagan.pt": "report/sagan.json",
+          "diffusion.pt": "report/digits-teacher.json", DISTILLED: "report/digits.json"}
+# What was learnt from the network of report/samplers.json, and the comparison of each student.
+STUDENTS = {"guidance 2": "report/distilled-guidance.json", "guidance 2, then 8 steps": "report/distilled-8.json",
+            "guidance 2, then 8, then 4 steps": "report/distilled-4.json",
+            "guidance 1.75, then 8 steps (released)": "report/distilled.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
 MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
                     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -94,6 +100,15 @@ def faces_table() -> str:
                     *(line(title, scores) for title, scores in models.items()), line("real against real", a, "_real")])
 
 
+def distillation_table() -> str:
+    """Lay out what students draw, below the network that they learnt from, as Markdown."""
+    teacher = [row for row in result("report/samplers.json")["rows"] if row["setting"] == "dpm-solver++:10:2"]
+    students = [(name, row) for name, path in STUDENTS.items() for row in result(path)["rows"]]
+    lines = [(name, compare.to_markdown([row]).splitlines()) for name, row in [("none", *teacher), *students]]
+    head, rule = lines[0][1][:2]
+    return "\n".join([f"| learnt {head}", f"| --- {rule}", *(f"| {name} {row}" for name, (*_, row) in lines), ""])
+
+
 def dann_table(split: str) -> str:
     """Return the table of one split of `dann.evaluate`."""
     return dann_evaluate.to_markdown(result("report/dann.json"), (split,))
@@ -101,6 +116,7 @@ def dann_table(split: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "faces": faces_table,
+    "distillation": distillation_table,
     "samplers": lambda: compare.to_markdown(result("report/samplers.json")["rows"]),
     **{f"dann {split}": partial(dann_table, split) for split in dann_evaluate.SPLITS},
     "speed": lambda: benchmark.speed_table(result("report/benchmark.json")),
@@ -236,10 +252,10 @@ FIGURES = {  # in the order in which they are drawn
     "dcgan.png": by_command(gan_inference, "dcgan.pt", "--model", "dcgan", "--grid", "32"),
     "sagan.png": by_command(gan_inference, "sagan.pt", "--model", "sagan", "--grid", "32"),
     "faces.gif": by_command(gan_inference, f"{gan_inference.DEFAULT_MODEL}.pt", "--interpolate"),
-    "digits.png": by_command(diffusion_inference, "diffusion.pt", "--grid"),
+    "digits.png": by_command(diffusion_inference, DISTILLED, "--grid"),
     "process.png": by_command(diffusion_inference, "diffusion.pt", "--process"),
     "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
-    "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", "diffusion.pt"), draw_strip),
+    "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", DISTILLED), draw_strip),
     **tsne_figures("usps", "dann-mnistm-usps.pt"),
     **tsne_figures("builtin-svhn", "dann-mnistm-svhn.pt"),
 }
