@@ -79,7 +79,7 @@ def test_the_prediction_for_one_process_is_the_measurement_and_the_link_costs():
 
 
 def test_a_slow_rate_is_not_shown_as_none():
-    assert [benchmark.shown(rate) for rate in (1234.56, 1.0, 0.3456, 0.004873)] == ["1234.6", "1.0", "0.35", "0.0049"]
+    assert [benchmark.shown(rate) for rate in (1234.56, 1.0, 0.3456, 0.004873)] == ["1,234.6", "1.0", "0.35", "0.0049"]
 
 
 def test_command_writes_figures_tables_and_a_plot(tmp_path, monkeypatch, capsys):

@@ -76,9 +76,12 @@ def test_the_embedded_sets_look_the_same(data):
     assert load_faces("builtin", "val").images.shape[1:] == (3, 64, 64)
 
 
-def test_default_data_is_the_folder_where_there_is_one(data, monkeypatch):
+def test_default_data_is_the_folder_where_there_is_one(data, monkeypatch, tmp_path):
     monkeypatch.chdir(data)
+    monkeypatch.setattr(datasets, "__file__", str(tmp_path / "project" / "common" / "datasets.py"))
     assert datasets.default_data() == "builtin"
+    (tmp_path / "project" / "hw2_data").mkdir(parents=True)
+    assert datasets.default_data() == str(tmp_path / "project" / "hw2_data")
     monkeypatch.chdir(data.parent)
     assert datasets.default_data() == "hw2_data"
 
