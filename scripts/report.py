@@ -61,10 +61,12 @@ REGION = re.compile(rf"<!-- (\w+): (.+?) -->(.*?){END}", re.DOTALL)
 # Scores of released weights; the manifest has them as well.
 SCORES = {"dcgan.pt": "report/dcgan.json", "sagan.pt": "report/sagan.json",
           "diffusion.pt": "report/digits-teacher.json", DISTILLED: "report/digits.json"}
-# What was learnt from the network of report/samplers.json, and the comparison of each student.
+# What was learnt from the released diffusion.pt, and the comparison of each student.
 STUDENTS = {"guidance 2": "report/distilled-guidance.json", "guidance 2, then 8 steps": "report/distilled-8.json",
             "guidance 2, then 8, then 4 steps": "report/distilled-4.json",
             "guidance 1.75, then 8 steps (released)": "report/distilled.json"}
+FULL_CHAIN = {"nothing": "report/full-chain.json",
+              "guidance 1.75, then 8 steps (released)": "report/full-chain-distilled.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
 MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
                     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -100,11 +102,15 @@ def faces_table() -> str:
                     *(line(title, scores) for title, scores in models.items()), line("real against real", a, "_real")])
 
 
-def distillation_table() -> str:
-    """Lay out what students draw, below the network that they learnt from, as Markdown."""
-    teacher = [row for row in result("report/samplers.json")["rows"] if row["setting"] == "dpm-solver++:10:2"]
-    students = [(name, row) for name, path in STUDENTS.items() for row in result(path)["rows"]]
-    lines = [(name, compare.to_markdown([row]).splitlines()) for name, row in [("none", *teacher), *students]]
+def by_network(comparisons: dict[str, str]) -> str:
+    """Lay out comparisons of several networks as one Markdown table, of each the fewest evaluations first.
+
+    Args:
+        comparisons: what a network has learnt, and the JSON file of `diffusion.compare` about it.
+    """
+    rows = [(name, row) for name, path in comparisons.items()
+            for row in sorted(result(path)["rows"], key=lambda row: row["evaluations"])]
+    lines = [(name, compare.to_markdown([row]).splitlines()) for name, row in rows]
     head, rule = lines[0][1][:2]
     return "\n".join([f"| learnt {head}", f"| --- {rule}", *(f"| {name} {row}" for name, (*_, row) in lines), ""])
 
@@ -116,7 +122,8 @@ def dann_table(split: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "faces": faces_table,
-    "distillation": distillation_table,
+    "distillation": partial(by_network, STUDENTS),
+    "full chain": partial(by_network, FULL_CHAIN),
     "samplers": lambda: compare.to_markdown(result("report/samplers.json")["rows"]),
     **{f"dann {split}": partial(dann_table, split) for split in dann_evaluate.SPLITS},
     "speed": lambda: benchmark.speed_table(result("report/benchmark.json")),
