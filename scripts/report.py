@@ -260,7 +260,9 @@ FIGURES = {  # in the order in which they are drawn
     "sagan.png": by_command(gan_inference, "sagan.pt", "--model", "sagan", "--grid", "32"),
     "faces.gif": by_command(gan_inference, f"{gan_inference.DEFAULT_MODEL}.pt", "--interpolate"),
     "digits.png": by_command(diffusion_inference, DISTILLED, "--grid"),
-    "process.png": by_command(diffusion_inference, "diffusion.pt", "--process"),
+    # From the grid's noise, by a sampler that adds none, and so to the grid's first 0.
+    "process.png": by_command(diffusion_inference, "diffusion.pt", "--process", "--sampler", "dpm-solver++",
+                              "--steps", "10"),
     "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
     "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", DISTILLED), draw_strip),
     **tsne_figures("usps", "dann-mnistm-usps.pt"),
