@@ -98,22 +98,26 @@ def teach(teacher: Network, guidance: float, x_t: Tensor, times: list[Tensor], l
     def see(x: Tensor, t: Tensor) -> Tensor:
         return guided_x0(teacher.model, schedule, x, t, labels, guidance, teacher.prediction)
 
+    def step(x: Tensor, x_0: Tensor, t: Tensor, end: Tensor) -> Tensor:
+        (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)
+        return end_signal * x_0 + end_sigma / sigma * (x - signal * x_0)
+
     t, end = times[0], times[-1]
     x_0 = see(x_t, t)
     if len(times) == 2:
         return x_0
     middle = times[1]
-    (signal, sigma), (middle_signal, middle_sigma), (end_signal, end_sigma) = map(schedule.scales, times)
-    x_middle = middle_signal * x_0 + middle_sigma / sigma * (x_t - signal * x_0)
+    x_middle = step(x_t, x_0, t, middle)
     x_0_middle = see(x_middle, middle)
     if teacher.distilled and teacher.distilled.sampler == "ddim":
         # What it sees is where its own step leads. Two of them, solved for the x_0 of one.
-        x_end = end_signal * x_0_middle + end_sigma / middle_sigma * (x_middle - middle_signal * x_0_middle)
+        x_end = step(x_middle, x_0_middle, middle, end)
+        (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)
         ratio = end_sigma / sigma
         return (x_end - ratio * x_t) / (end_signal - ratio * signal)
     start, half, whole = (schedule.snr(time).log() / 2 for time in (t, middle, end.clamp(min=0)))
-    share = ((half - start) / (whole - start))[:, None, None, None]
-    return torch.where((end < 0)[:, None, None, None], x_0_middle, x_0 + (x_0_middle - x_0) / (2 * share))
+    r = ((half - start) / (whole - start))[:, None, None, None]
+    return torch.where((end < 0)[:, None, None, None], x_0_middle, x_0 + (x_0_middle - x_0) / (2 * r))
 
 
 def train_step(student: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, teacher: Network, x_0: Tensor,

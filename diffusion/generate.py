@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from common.checkpoint import load_into, load_weights
@@ -111,8 +112,8 @@ def chain(network: Network, setting: Setting, seed: int, pairs: list[tuple[int, 
             yield from SAMPLERS[setting.sampler](denoise, network.schedule, noise, setting.steps)
 
 
-def preview(network: Network, setting: Setting, seed: int, dtype: torch.dtype) -> Tensor:
-    """Draw a picture of a training's state, a row of each digit, as (3, H, W) uint8 on the CPU."""
+def preview(network: Network, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:
+    """Draw a picture of a training's state, a row of each digit."""
     pairs = [(digit, number) for digit in range(10) for number in range(PREVIEW_COLUMNS)]
     *_, last = chain(network, setting, seed, pairs, network.schedule.betas.device, dtype)
     return grid(to_uint8(last.x).cpu(), PREVIEW_COLUMNS, scale=2)

@@ -173,7 +173,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/diffusion/test_train.py -k by_hand"),
     ("diffusion/distill.py", "(x_end - ratio * x_t) / (end_signal - ratio * signal)", "x_0_middle",
      "the student copies the teacher's second step", "tests/diffusion/test_distill.py -k goes"),
-    ("diffusion/distill.py", "/ (2 * share)", "/ share", "the teacher's method is not of second order",
+    ("diffusion/distill.py", "/ (2 * r)", "/ r", "the teacher's method is not of second order",
      "tests/diffusion/test_distill.py -k second_order"),
     ("diffusion/distill.py", "stride * torch.randint", "torch.randint", "the student learns the teacher's times",
      "tests/diffusion/test_distill.py -k chain"),
