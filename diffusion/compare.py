@@ -133,6 +133,7 @@ def plot(rows: list[dict], path: Path) -> None:
     """Draw Frechet distance against evaluations, a line a sampler and guidance, and the floor of real images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in sorted(rows, key=lambda row: row["evaluations"]):
@@ -150,6 +151,9 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.axhline(rows[0]["frechet_real"], color="grey", linewidth=1, linestyle=":", label="real against real")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):  # 20 and not 2 x 10^1
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter())
     axes.set_xlabel("network evaluations an image")
     axes.set_ylabel("Frechet distance to validation digits")
     axes.legend(fontsize=8)

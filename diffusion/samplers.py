@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from diffusion.schedule import Schedule
 
+SIGMA_MAX, RHO = 80, 7  # of Karras et al. 2022, table 1
+
 Denoiser = Callable[[Tensor, int], Tensor]
 Noise = Callable[[], Tensor]
 
@@ -166,6 +168,24 @@ def dpm_solver_pp(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps
         yield State(following, x)
 
 
+def karras_times(schedule: Schedule, num_steps: int) -> list[int]:
+    """Return num_steps times from sigma = 80 down to t = 0, as Karras et al. (2022, arXiv:2206.00364) space them.
+
+    Even steps in sigma^(1/7) (eq. 5, rho = 7), each at the nearest time that is free: the more steps, the more often
+    neighbours would share one, until with num_steps = T all times are taken. A schedule may go far beyond 80, but
+    there x is noise alone, and a straight step from there misses everything that follows.
+    """
+    if not 1 <= num_steps <= schedule.num_timesteps:
+        raise ValueError(f"num_steps: got {num_steps}, expected 1..{schedule.num_timesteps}")
+    sigmas = (1 / schedule.alphas_cumprod.double() - 1).sqrt()
+    ends = sigmas[-1].clamp(max=SIGMA_MAX) ** (1 / RHO), sigmas[0] ** (1 / RHO)
+    wanted = torch.lerp(*ends, torch.linspace(0, 1, num_steps, dtype=torch.float64, device=sigmas.device)) ** RHO
+    times = [schedule.num_timesteps]
+    for k, nearest in enumerate((sigmas - wanted[:, None]).abs().argmin(dim=1).tolist(), 1):
+        times.append(max(min(nearest, times[-1] - 1), num_steps - k))  # the steps that follow need a time each
+    return times[1:]
+
+
 @torch.no_grad()
 def heun(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int) -> Iterator[State]:
     """Heun's method on the sigma scale (Karras et al. 2022, arXiv:2206.00364, algorithm 1): second order.
@@ -180,10 +200,10 @@ def heun(denoise: Denoiser, schedule: Schedule, noise: Noise, num_steps: int) ->
         num_steps: 1..T.
 
     Yields:
-        num_steps + 1 states, from t = T - 1 (pure noise) to t = -1, each scaled back.
+        num_steps + 1 states, from the first of `karras_times` (as good as pure noise) to t = -1, each scaled back.
     """
     x = noise()
-    times = ddim_times(schedule.num_timesteps, num_steps)
+    times = karras_times(schedule, num_steps)
     signals = schedule.alphas_cumprod.double().sqrt()
     sigmas = (1 - signals**2).sqrt() / signals
 

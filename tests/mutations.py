@@ -155,6 +155,8 @@ MUTATIONS = [Mutation(*row) for row in (
      "guidance leads away from the label", "tests/diffusion/test_samplers.py"),
     ("diffusion/samplers.py", "step * (first + second) / 2", "step * first", "Heun's method is Euler's",
      "tests/diffusion/test_samplers.py"),
+    ("diffusion/samplers.py", "sigmas[-1].clamp(max=SIGMA_MAX)", "sigmas[-1]", "Heun starts far beyond the data",
+     "tests/diffusion/test_samplers.py"),
     ("diffusion/samplers.py", "(h / (2 * last_h))", "(h / last_h)", "DPM-Solver++ extrapolates too far",
      "tests/diffusion/test_samplers.py"),
     ("diffusion/unet.py", "label_emb * keep[:, None]", "label_emb", "no label is ever dropped",

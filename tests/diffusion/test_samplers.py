@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from diffusion.samplers import ddim, ddim_times, ddpm, dpm_solver_pp, guided_denoiser, heun
+from diffusion.samplers import ddim, ddim_times, ddpm, dpm_solver_pp, guided_denoiser, heun, karras_times
 from diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("linear")
 
 
-def gaussian_denoiser(mean, std):
+def gaussian_denoiser(mean, std, schedule=SCHEDULE):
     """The exact E[x_0 | x_t] when x_0 is normal: what a perfect network predicts."""
 
     def denoise(x_t, t):
-        alpha_bar = SCHEDULE.alphas_cumprod[t]
+        alpha_bar = schedule.alphas_cumprod[t]
         gain = alpha_bar.sqrt() * std**2 / (alpha_bar * std**2 + 1 - alpha_bar)
         return mean + gain * (x_t - alpha_bar.sqrt() * mean)
 
@@ -68,10 +68,11 @@ def test_full_ddim_follows_the_probability_flow():
     torch.testing.assert_close(end, 0.3 * start, atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver_pp, 2), (heun, 2)])
-def test_order_of_convergence(sampler, order):
-    # For Gaussian data x_t / std(x_t) stays what it was: the error at an early common time is known exactly.
-    std, start, stop = 0.3, 999, 249
+@pytest.mark.parametrize(("sampler", "order", "start", "stop"),
+                         [(ddim, 1, 999, 249), (dpm_solver_pp, 2, 999, 249), (heun, 2, 930, 0)])
+def test_order_of_convergence(sampler, order, start, stop):
+    # For Gaussian data x_t / std(x_t) stays what it was: the error at a time common to all is known exactly.
+    std = 0.3
 
     def spread(t):
         alpha_bar = SCHEDULE.alphas_cumprod[t].double()
@@ -106,8 +107,12 @@ def test_dpm_solver_pp_is_algorithm_2_of_the_paper():
     torch.testing.assert_close(states[3].x.double(), x, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", [ddim, dpm_solver_pp, heun])
-def test_evaluations_and_states_of_a_chain(sampler):
+@pytest.mark.parametrize(("sampler", "states_at", "evaluated_at"), [
+    (ddim, [999, 749, 499, 249], [999, 749, 499, 249]),
+    (dpm_solver_pp, [999, 749, 499, 249], [999, 749, 499, 249]),
+    (heun, [930, 695, 217, 0], [930, 695, 695, 217, 217, 0, 0]),
+])
+def test_evaluations_and_states_of_a_chain(sampler, states_at, evaluated_at):
     seen = []
 
     def denoise(x, t):
@@ -115,8 +120,8 @@ def test_evaluations_and_states_of_a_chain(sampler):
         return x * 0
 
     states = list(sampler(denoise, SCHEDULE, noise_source(2), 4))
-    assert [state.t for state in states] == [999, 749, 499, 249, -1]
-    assert seen == ([999, 749, 749, 499, 499, 249, 249] if sampler is heun else [999, 749, 499, 249])
+    assert [state.t for state in states] == [*states_at, -1]
+    assert seen == evaluated_at
 
 
 def test_ddim_times_start_at_pure_noise():
@@ -125,6 +130,34 @@ def test_ddim_times_start_at_pure_noise():
     assert ddim_times(1000, 1000) == list(range(999, -1, -1))
     with pytest.raises(ValueError, match="1001"):
         ddim_times(1000, 1001)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_karras_times_are_even_in_the_seventh_root_of_sigma(schedule):
+    sigmas = (1 / make_schedule(schedule).alphas_cumprod.double() - 1).sqrt()
+    times = karras_times(make_schedule(schedule), 10)
+    roots = sigmas[times] ** (1 / 7)
+    assert sigmas[times[0]].item() == pytest.approx(80, rel=0.1)
+    assert times[-1] == 0
+    torch.testing.assert_close(roots, torch.linspace(roots[0], roots[-1], 10, dtype=torch.float64), rtol=0, atol=0.02)
+
+
+def test_karras_times_never_repeat():
+    for num_steps in (1, 2, 100, 500, 999):
+        times = karras_times(SCHEDULE, num_steps)
+        assert len(times) == num_steps
+        assert times == sorted(set(times), reverse=True)
+        assert times[-1] == 0 or num_steps == 1
+    assert karras_times(SCHEDULE, 1000) == list(range(999, -1, -1))
+    with pytest.raises(ValueError, match="1001"):
+        karras_times(SCHEDULE, 1001)
+
+
+def test_heun_brings_gaussian_data_back_from_a_schedule_that_ends_far_beyond_sigma_80():
+    schedule = make_schedule("cosine")  # to 20,000, from where a straight step would miss the data
+    *_, last = heun(gaussian_denoiser(0.5, 0.3, schedule), schedule, noise_source(20_000), 30)
+    assert last.x.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert last.x.std().item() == pytest.approx(0.3, abs=0.02)
 
 
 class TwoBranches(torch.nn.Module):
