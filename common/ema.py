@@ -7,19 +7,19 @@ from torch import nn
 
 
 class EMA:
-    """Keep a slowly moving copy of a network: parameters averaged, buffers copied.
+    """Keep a slowly moving copy of a network: its parameters are averages, its buffers its own.
 
-    The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that early averages follow the
+    Running statistics of the network in training would be of other activations than the averaged weights have. The
+    decay warms up as min(decay, (1 + n) / (10 + n)) after n updates, so that early averages follow the
     network instead of its random start.
 
     Args:
         module: the network in training.
-        decay: the final decay a step; 0 makes the copy equal the network.
-        copy_buffers: False for a copy that makes running statistics of its own.
+        decay: the final decay a step; with 0 the copy's parameters are the network's.
     """
 
-    def __init__(self, module: nn.Module, decay: float, copy_buffers: bool = True) -> None:
-        self.decay, self.copy_buffers = decay, copy_buffers
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
         self.updates = 0
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
@@ -28,13 +28,10 @@ class EMA:
         """Take one step towards the network."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - decay)
-        if self.copy_buffers:
-            for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
-                mine.copy_(theirs)
         self.updates += 1
 
     def state_dict(self) -> dict:
-        """Return the averaged weights and the count of updates."""
+        """Return the copy and the count of updates."""
         return {"updates": self.updates, "module": self.module.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:

@@ -254,7 +254,7 @@ def train(args: argparse.Namespace) -> None:
     model = place(DANN(), device)
     if args.sync_bn:
         model = sync_batch_norm(model, device)
-    teacher = EMA(model, DECAY, copy_buffers=False) if args.teacher else None
+    teacher = EMA(model, DECAY) if args.teacher else None
     kept = model if teacher is None else teacher.module
     optimiser = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
     images, labels = labelled.images.to(device), labelled.labels.to(device)

@@ -62,6 +62,7 @@ BETAS = {"dcgan": (0.5, 0.999), "sagan": (0.0, 0.9)}
 R1_EVERY = 16  # steps; its weight grows by as much (Karras et al. 2020, arXiv:1912.04958, sec. 4.1)
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
 WATCHED = 64  # faces of each kind, always the same ones, that d_gap and near_duplicates are about
+SETTLED, SETTLED_AT_ONCE = 512, 64  # drawn faces that make the average's running statistics
 WARM_UP = 1000  # steps; in healthy runs near_duplicates fell from 1 to below 1/2 within 400
 
 
@@ -161,6 +162,31 @@ def gammas(name: str, network: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def settle(average: nn.Module, generator: nn.Module, z: Tensor, dtype: torch.dtype) -> None:
+    """Give the average of a generator running statistics of its own, the plain means over what it draws from z.
+
+    "Standing statistics" (Brock et al. 2019, arXiv:1809.11096). Those of the network in training are of
+    other activations: with them the faces are paler and darker than real ones, and vary less.
+
+    Args:
+        average: has the averaged weights.
+        generator: the one in training, where spectral norm's vectors start from.
+        z: (N, z_dim); the same ones each time, so that nothing hangs on how often this is done.
+    """
+    for mine, theirs in zip(average.buffers(), generator.buffers(), strict=True):
+        mine.copy_(theirs)
+    for module in average.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # all batches count alike
+    average.train()
+    with autocast(z.device, dtype):
+        for part in z.split(SETTLED_AT_ONCE):
+            average(part)
+    average.eval()
+
+
+@torch.no_grad()
 def preview(generator: nn.Module, fixed_z: Tensor, dtype: torch.dtype) -> Tensor:
     """Draw the faces of the fixed noise, (N, z_dim): (N, 3, 64, 64) uint8."""
     with autocast(fixed_z.device, dtype):
@@ -239,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     anchors = Anchors().to(device) if args.lecam else None
     if anchors is not None:
         parts["anchors"] = anchors
-    fixed_z = seeded_normal([(args.seed, i) for i in range(WATCHED)], (generator.z_dim,)).to(device)
+    fixed_z = seeded_normal([(args.seed, i) for i in range(SETTLED)], (generator.z_dim,)).to(device)
     if args.compile:
         generator.compile()
         discriminator.compile()
@@ -250,8 +276,11 @@ def main(argv: list[str] | None = None) -> int:
         with own_draws():
             metrics = train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, anchors, real, step, args,
                                  dtype)
+        if any(run.due(every) for every in (args.log_every, args.sample_every, args.save_every)):
+            settle(g_ema.module, generator, fixed_z, dtype)
         if run.due(args.log_every):
-            metrics |= health(discriminator, preview(g_ema.module, fixed_z, dtype), seen, unseen, device, dtype)
+            drawn = preview(g_ema.module, fixed_z[:WATCHED], dtype)
+            metrics |= health(discriminator, drawn, seen, unseen, device, dtype)
         run.record(metrics)
         if run.due(args.sample_every) and rank() == 0:
             shown = preview(g_ema.module, fixed_z[:PREVIEW_IMAGES], dtype)

@@ -17,7 +17,7 @@ from gan.augment import augment, random_flip
 from gan.inference import main as draw
 from gan.losses import Anchors
 from gan.models import KINDS, build_discriminator, build_generator
-from gan.train import diagnose, health, main, parse_args, train_step, watched
+from gan.train import diagnose, health, main, parse_args, settle, train_step, watched
 
 
 def checkpoint(run):
@@ -96,19 +96,56 @@ def test_two_steps_replayed_by_hand(model, flags):
         with torch.no_grad():
             for mine, theirs in zip(average.parameters(), G.parameters(), strict=True):
                 mine.mul_(decay).add_((1 - decay) * theirs)
-            for mine, theirs in zip(average.buffers(), G.buffers(), strict=True):
-                mine.copy_(theirs)
 
         assert metrics["d_loss"].item() == pytest.approx(d_loss.item(), rel=1e-5)
         assert metrics["g_loss"].item() == pytest.approx(g_loss.item(), rel=1e-5)
         assert metrics["d_real"].item() == pytest.approx(torch.sigmoid(real_logits).mean().item(), rel=1e-5)
         assert metrics["d_fake"].item() == pytest.approx(torch.sigmoid(fake_logits).mean().item(), rel=1e-5)
-        for ours, by_hand in ((generator, G), (discriminator, D), (g_ema.module, average)):
+        for ours, by_hand in ((generator, G), (discriminator, D)):
             torch.testing.assert_close(ours.state_dict(), by_hand.state_dict(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(list(g_ema.module.parameters()), list(average.parameters()), rtol=1e-4, atol=1e-6)
         reported.append({name: value for name, value in metrics.items() if name.startswith("gamma")})
         gammas.append({name: layer.gamma.detach()[0].clone() for name, layer in layers.items()})
     # Compared only now: a metric must not go on moving with the weight that it was read from.
     torch.testing.assert_close(reported, gammas, rtol=1e-4, atol=1e-7)
+
+
+def test_the_average_has_running_statistics_of_its_own():
+    # Weights that jump from step to step have an average whose activations are like none of theirs.
+    torch.manual_seed(0)
+    generator = build_generator({"model": "dcgan", "width": 8})
+    average = EMA(generator, 0.5)
+    for n in range(20):
+        torch.nn.init.normal_(generator.main[0].weight, std=0.1)
+        generator(torch.randn(64, 100))
+        average.update(generator)
+    z = torch.randn(512, 100)
+    settle(average.module, generator, z, torch.float32)
+    with torch.no_grad():
+        batches = [average.module.main[0](part[:, :, None, None]) for part in z.split(64)]
+    norm = average.module.main[1]
+    torch.testing.assert_close(norm.running_mean, torch.stack([b.mean((0, 2, 3)) for b in batches]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([b.var((0, 2, 3)) for b in batches]).mean(0))
+    assert not average.module.training
+    assert (norm.running_var < 0.7 * generator.main[1].running_var).all()  # not those of the network in training
+
+    before = copy.deepcopy(average.module.state_dict())
+    settle(average.module, generator, z, torch.float32)
+    assert same(average.module.state_dict(), before)  # however often
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_what_is_saved_draws_alike_in_training_and_in_evaluation_mode(model, run_gan, tmp_path):
+    # At one step of many, so that what a run saves is what it has settled, not what a preview left behind.
+    run = run_gan(tmp_path / "run", model, 20, "--log-every", "20", "--sample-every", "20", "--save-every", "20",
+                  "--g-lr", "1e-2")
+    generator = build_generator({"model": model, "width": 8})
+    generator.load_state_dict(checkpoint(run)["weights"])
+    z = torch.randn(256, generator.z_dim)
+    with torch.no_grad():
+        evaluation, training = generator.eval()(z), generator.train()(z)
+    assert (evaluation.mean((0, 2, 3)) - training.mean((0, 2, 3))).abs().max() < 0.05
+    assert evaluation.std() == pytest.approx(training.std().item(), rel=0.1)
 
 
 def test_run_folder(trained):
