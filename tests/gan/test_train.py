@@ -115,7 +115,7 @@ def test_the_average_has_running_statistics_of_its_own():
     torch.manual_seed(0)
     generator = build_generator({"model": "dcgan", "width": 8})
     average = EMA(generator, 0.5)
-    for n in range(20):
+    for _ in range(20):
         torch.nn.init.normal_(generator.main[0].weight, std=0.1)
         generator(torch.randn(64, 100))
         average.update(generator)
