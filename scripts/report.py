@@ -9,7 +9,7 @@ A document holds regions, `<!-- KIND: WHAT -->` to `<!-- end -->`, and what stan
     table: NAME             one of TABLES
     network: NAME           a printed network, one of NETWORKS
     training: NAME.pt       steps, batch size, seed, time and machine, from weights/manifest.json
-    value: FILE KEYS FORM   one number of a JSON file, e.g. report/digits.json accuracy .1%; keys are joined by `/`,
+    value: FILE KEYS FORM   one number of a JSON file, e.g. report/digits.json accuracy .1%; keys are joined by `/`, a list counts from 0;
                             FORM is Python's format, and of a list the mean is shown
 
 The JSON files are what the evaluate, compare and benchmark commands wrote. report/figures.json records of every
@@ -163,7 +163,7 @@ def value(what: str) -> str:
     keys, form = rest.rsplit(" ", 1)
     found = result(path)
     for key in keys.split("/"):
-        found = found[key]
+        found = found[int(key) if isinstance(found, list) else key]
     return format(statistics.mean(found) if isinstance(found, list) else found, form)
 
 

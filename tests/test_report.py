@@ -180,9 +180,10 @@ def test_a_wrong_region_is_named_and_nothing_written(project, text, message):
 
 
 def test_a_value_is_found_by_keys_with_spaces_and_a_list_counts_by_its_mean(project):
-    write_json(project / "report" / "x.json", {"a b": {"c": [1, 2, 6]}, "rows": "three"})
+    write_json(project / "report" / "x.json", {"a b": {"c": [1, 2, 6]}, "rows": "three", "list": [{"c": 6}, {"c": 7}]})
     assert report.value("report/x.json a b/c .1f") == "3.0"
     assert report.value("report/x.json rows s") == "three"
+    assert report.value("report/x.json list/1/c d") == "7"
 
 
 def test_the_faces_table_shows_what_both_have(project):
