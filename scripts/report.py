@@ -9,8 +9,8 @@ A document holds regions, `<!-- KIND: WHAT -->` to `<!-- end -->`, and what stan
     table: NAME             one of TABLES
     network: NAME           a printed network, one of NETWORKS
     training: NAME.pt       steps, batch size, seed, time and machine, from weights/manifest.json
-    value: FILE KEYS FORM   one number of a JSON file, e.g. report/digits.json accuracy .1%; keys are joined by `/`, a list counts from 0;
-                            FORM is Python's format, and of a list the mean is shown
+    value: FILE KEYS FORM   one number of a JSON file, e.g. report/digits.json accuracy .1%; keys are joined by `/`, a
+                            list counts from 0; FORM is Python's format, and of a list the mean is shown
 
 The JSON files are what the evaluate, compare and benchmark commands wrote. report/figures.json records of every
 picture its SHA-256 and that of the weights it shows, so that the check can tell without drawing. The pictures of
