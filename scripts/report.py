@@ -13,8 +13,9 @@ A document holds regions, `<!-- KIND: WHAT -->` to `<!-- end -->`, and what stan
                             list counts from 0; FORM is Python's format, and of a list the mean is shown
 
 The JSON files are what the evaluate, compare and benchmark commands wrote. report/figures.json records of every
-picture its SHA-256 and that of the weights it shows, so that the check can tell without drawing. The pictures of
-t-SNE need real digits and the runs of `bash scripts/train_dann.sh --seeds 0`; without, they are left as they are.
+picture its SHA-256 and that of the weights or results it shows, so that the check can tell without drawing. The
+pictures of t-SNE need real digits and the runs of `bash scripts/train_dann.sh --seeds 0`; without, they are left as
+they are.
 """
 
 import argparse
@@ -61,12 +62,18 @@ REGION = re.compile(rf"<!-- (\w+): (.+?) -->(.*?){END}", re.DOTALL)
 # Scores of released weights; the manifest has them as well.
 SCORES = {"dcgan.pt": "report/dcgan.json", "sagan.pt": "report/sagan.json",
           "diffusion.pt": "report/digits-teacher.json", DISTILLED: "report/digits.json"}
+# What `diffusion.compare` says about released weights.
+COMPARISONS = {"report/samplers.json": "diffusion.pt", "report/full-chain.json": "diffusion.pt",
+               "report/full-chain-distilled.json": DISTILLED, "report/distilled.json": DISTILLED}
 # What was learnt from the released diffusion.pt, and the comparison of each student.
 STUDENTS = {"guidance 2": "report/distilled-guidance.json", "guidance 2, then 8 steps": "report/distilled-8.json",
             "guidance 2, then 8, then 4 steps": "report/distilled-4.json",
             "guidance 1.75, then 8 steps (released)": "report/distilled.json"}
 FULL_CHAIN = {"nothing": "report/full-chain.json",
               "guidance 1.75, then 8 steps (released)": "report/full-chain-distilled.json"}
+RELEASED_FACES = {"DCGAN (A)": "report/dcgan.json", "SAGAN (B)": "report/sagan.json"}
+FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ average of G": "report/dcgan-25-average.json",
+                      "+ augmentation": "report/dcgan-25.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
 MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
                     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -80,13 +87,17 @@ def result(path: str) -> Any:
     return json.loads((PROJECT / path).read_text())
 
 
-def faces_table() -> str:
-    """Lay out the scores of both GANs' faces as Markdown; the distance is SWD x1000."""
-    models = {"DCGAN (A)": result("report/dcgan.json"), "SAGAN (B)": result("report/sagan.json")}
-    a, b = models.values()
-    if any(a[name] != b[name] for name in ("reference", "images", "swd_real")):
-        raise ValueError("the two models were not measured against the same faces")
-    more = {name: about for name, about in MORE_FACE_SCORES.items() if name in a and name in b}
+def faces_table(folders: dict[str, str]) -> str:
+    """Lay out the scores of folders of faces as Markdown; the distance is SWD x1000.
+
+    Args:
+        folders: what a folder is, and the JSON file of `gan.evaluate` about it.
+    """
+    scored = {title: result(path) for title, path in folders.items()}
+    a, *others = scored.values()
+    if any(a[name] != b[name] for b in others for name in ("reference", "images", "swd_real")):
+        raise ValueError("they were not measured against the same faces")
+    more = {name: about for name, about in MORE_FACE_SCORES.items() if all(name in b for b in scored.values())}
 
     def line(title: str, scores: dict, suffix: str = "") -> str:
         distances = scores["swd" + suffix]
@@ -99,7 +110,7 @@ def faces_table() -> str:
     titles = [f"{a['images']} images against {a['reference']}", "64 px", "32 px", "16 px", "mean", "variety",
               *(title for title, _ in more.values())]
     return "".join([f"| {' | '.join(titles)} |\n", "|---" * len(titles) + "|\n",
-                    *(line(title, scores) for title, scores in models.items()), line("real against real", a, "_real")])
+                    *(line(title, scores) for title, scores in scored.items()), line("real against real", a, "_real")])
 
 
 def by_network(comparisons: dict[str, str]) -> str:
@@ -121,7 +132,8 @@ def dann_table(split: str) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "faces": faces_table,
+    "faces": partial(faces_table, RELEASED_FACES),
+    "faces at 25 epochs": partial(faces_table, FACES_AT_25_EPOCHS),
     "distillation": partial(by_network, STUDENTS),
     "full chain": partial(by_network, FULL_CHAIN),
     "samplers": lambda: compare.to_markdown(result("report/samplers.json")["rows"]),
@@ -209,10 +221,11 @@ def rewritten(name: str) -> tuple[str, list[str]]:
 class Figure(NamedTuple):
     """A picture of report/.
 
-    weights: the released files that it shows. draw: (path, data) -> None, or why it was left as it is.
+    shows: the released weights and the results of report/ that it shows, by file name. draw: (path, data) -> None, or
+    why it was left as it is.
     """
 
-    weights: tuple[str, ...]
+    shows: tuple[str, ...]
     draw: Callable[[Path, str], str | None]
 
 
@@ -222,6 +235,17 @@ def by_command(command: ModuleType, weights: str, *flags: str) -> Figure:
         command.main([str(path), "--weights", str(PROJECT / "weights" / weights), *flags])
 
     return Figure((weights,), draw)
+
+
+def by_plot(plot: Callable[[Any, Path], None], name: str, *keys: str) -> Figure:
+    """Return a picture of what stands under the keys of a result in report/."""
+    def draw(path: Path, data: str) -> None:
+        found = result(f"report/{name}")
+        for key in keys:
+            found = found[key]
+        plot(found, path)
+
+    return Figure((name,), draw)
 
 
 def draw_strip(path: Path, data: str) -> None:
@@ -264,10 +288,18 @@ FIGURES = {  # in the order in which they are drawn
     "process.png": by_command(diffusion_inference, "diffusion.pt", "--process", "--sampler", "dpm-solver++",
                               "--steps", "10"),
     "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
+    "full-chain.png": by_plot(compare.plot, "full-chain.json", "rows"),
+    "benchmark.png": by_plot(benchmark.plot, "benchmark.json"),
     "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", DISTILLED), draw_strip),
     **tsne_figures("usps", "dann-mnistm-usps.pt"),
     **tsne_figures("builtin-svhn", "dann-mnistm-svhn.pt"),
 }
+
+
+def digest(name: str) -> str:
+    """Return the SHA-256 of what a picture shows: of released weights as the manifest has it."""
+    released = result(MANIFEST)
+    return released[name]["sha256"] if name in released else sha256(PROJECT / "report" / name)
 
 
 def record() -> dict[str, dict]:
@@ -283,8 +315,7 @@ def draw_figures(data: str) -> None:
         if why := figure.draw(path, data):
             print(f"left report/{name} as it is: {why}")
             continue
-        weights = {file: sha256(PROJECT / "weights" / file) for file in figure.weights}
-        recorded[name] = {"sha256": sha256(path), "weights": weights}
+        recorded[name] = {"sha256": sha256(path), "shows": {shown: digest(shown) for shown in figure.shows}}
         write_json(PROJECT / FIGURES_JSON, recorded)
 
 
@@ -292,14 +323,14 @@ def draw_figures(data: str) -> None:
 
 
 def stale_figures() -> list[str]:
-    """Return a line for each picture that is not the recorded one, or shows other weights than the released ones."""
-    recorded, manifest, lines = record(), result(MANIFEST), []
+    """Return a line for each picture that is not the recorded one, or shows other weights or results than there are."""
+    recorded, lines = record(), []
     for name, figure in FIGURES.items():
         path, known = PROJECT / "report" / name, recorded.get(name)
         if known is None or not path.exists() or sha256(path) != known["sha256"]:
             lines.append(f"report/{name}: not the picture that {FIGURES_JSON} records")
-        elif known["weights"] != {file: manifest[file]["sha256"] for file in figure.weights}:
-            lines.append(f"report/{name}: drawn from other weights than {MANIFEST} describes")
+        elif changed := [shown for shown in figure.shows if known["shows"].get(shown) != digest(shown)]:
+            lines.append(f"report/{name}: drawn from another {', '.join(changed)} than there is")
     return lines
 
 
@@ -308,9 +339,9 @@ def foreign_results() -> list[str]:
     manifest = result(MANIFEST)
     lines = [f"{path}: not the scores that {MANIFEST} has for {weights}: evaluate it, and release it with --scores"
              for weights, path in SCORES.items() if result(path) != manifest[weights]["scores"]]
-    if result("report/samplers.json")["about"]["weights"] != manifest["diffusion.pt"]["sha256"]:
-        lines.append("report/samplers.json: measured with other weights than diffusion.pt: run diffusion.compare again")
-    return lines
+    return lines + [f"{path}: measured with other weights than {weights}: run diffusion.compare again"
+                    for path, weights in COMPARISONS.items()
+                    if result(path)["about"]["weights"] != manifest[weights]["sha256"]]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -68,13 +68,15 @@ def project(tmp_path, monkeypatch):
     """A small project, rebuilt."""
     shutil.copytree(report.PROJECT / "report", tmp_path / "report", ignore=shutil.ignore_patterns("*.png", "*.gif"))
     (tmp_path / "report" / "figures.json").unlink()
+    write_json(tmp_path / "report" / "points.json", {"a": {"b": 1}})
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "dcgan.pt").write_bytes(b"weights")
     manifest = json.loads((report.PROJECT / report.MANIFEST).read_text())
     manifest["dcgan.pt"]["sha256"] = sha256(tmp_path / "weights" / "dcgan.pt")
     write_json(tmp_path / report.MANIFEST, manifest)
     (tmp_path / "a.md").write_text(DOCUMENT)
-    figures = {"a.png": report.Figure(("dcgan.pt",), draw), "b.png": report.Figure((), draw)}
+    figures = {"a.png": report.Figure(("dcgan.pt",), draw), "b.png": report.Figure((), draw),
+               "c.png": report.by_plot(lambda found, path: path.write_text(str(found)), "points.json", "a", "b")}
     for name, value in (("PROJECT", tmp_path), ("DOCUMENTS", ("a.md",)), ("FIGURES", figures)):
         monkeypatch.setattr(report, name, value)
     assert report.main([]) == 0
@@ -143,11 +145,14 @@ def test_pictures_of_other_weights_and_other_pictures_are_named(project, capsys)
     (project / "weights" / "dcgan.pt").write_bytes(b"better weights")
     change(project, report.MANIFEST, ["dcgan.pt", "sha256"], sha256(project / "weights" / "dcgan.pt"))
     (project / "report" / "b.png").write_bytes(b"painted")
+    change(project, "report/points.json", ["a", "b"], 2)
     assert [line.partition(": bash")[0] for line in check(project, capsys)] == [
-        "error: report/a.png: drawn from other weights than weights/manifest.json describes",
-        "error: report/b.png: not the picture that report/figures.json records"]
+        "error: report/a.png: drawn from another dcgan.pt than there is",
+        "error: report/b.png: not the picture that report/figures.json records",
+        "error: report/c.png: drawn from another points.json than there is"]
     assert report.main(["--text"]) == 2
     assert report.main([]) == 0 and check(project, capsys) == []
+    assert (project / "report" / "c.png").read_text() == "2"
     (project / "report" / "b.png").unlink()
     assert len(check(project, capsys)) == 1
 
@@ -186,12 +191,12 @@ def test_a_value_is_found_by_keys_with_spaces_and_a_list_counts_by_its_mean(proj
     assert report.value("report/x.json list/1/c d") == "7"
 
 
-def test_the_faces_table_shows_what_both_have(project):
+def test_the_faces_table_shows_what_all_have(project):
     scores = {"reference": "faces", "images": 10, "swd": [1, 2, 6], "swd_real": [0.5, 0.5, 2], "variety": 9,
               "variety_real": 8, "near_duplicates": 0.25, "near_duplicates_real": 0, "suspicious": 0.02}
     write_json(project / "report" / "dcgan.json", scores | {"fid": 3, "fid_real": 1})
     write_json(project / "report" / "sagan.json", scores | {"variety": 7})
-    assert report.faces_table() == """\
+    assert report.faces_table(report.RELEASED_FACES) == """\
 | 10 images against faces | 64 px | 32 px | 16 px | mean | variety | near-duplicates | close to a training face |
 |---|---|---|---|---|---|---|---|
 | DCGAN (A) | 1.0 | 2.0 | 6.0 | 3.0 | 9.0 | 25.0% | 2.0% |
@@ -200,7 +205,7 @@ def test_the_faces_table_shows_what_both_have(project):
 """
     write_json(project / "report" / "sagan.json", scores | {"reference": "other faces"})
     with pytest.raises(ValueError, match="not measured against the same faces"):
-        report.faces_table()
+        report.faces_table(report.RELEASED_FACES)
 
 
 def test_the_strip_is_faces_and_digits_of_one_height(project):
