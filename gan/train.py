@@ -166,7 +166,7 @@ def settle(average: nn.Module, generator: nn.Module, z: Tensor, dtype: torch.dty
     """Give the average of a generator running statistics of its own, the plain means over what it draws from z.
 
     "Standing statistics" (Brock et al. 2019, arXiv:1809.11096). Those of the network in training are of
-    other activations: with them the faces are paler and darker than real ones, and vary less.
+    other activations: with them the faces are paler than real ones, and vary less.
 
     Args:
         average: has the averaged weights.

@@ -71,7 +71,7 @@ STUDENTS = {"guidance 2": "report/distilled-guidance.json", "guidance 2, then 8 
             "guidance 1.75, then 8 steps (released)": "report/distilled.json"}
 FULL_CHAIN = {"nothing": "report/full-chain.json",
               "guidance 1.75, then 8 steps (released)": "report/full-chain-distilled.json"}
-RELEASED_FACES = {"DCGAN (A)": "report/dcgan.json", "SAGAN (B)": "report/sagan.json"}
+RELEASED_FACES = {"DCGAN (A)": SCORES["dcgan.pt"], "SAGAN (B)": SCORES["sagan.pt"]}
 FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ average of G": "report/dcgan-25-average.json",
                       "+ augmentation": "report/dcgan-25.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
@@ -237,13 +237,10 @@ def by_command(command: ModuleType, weights: str, *flags: str) -> Figure:
     return Figure((weights,), draw)
 
 
-def by_plot(plot: Callable[[Any, Path], None], name: str, *keys: str) -> Figure:
-    """Return a picture of what stands under the keys of a result in report/."""
+def by_plot(plot: Callable[[Any, Path], None], name: str) -> Figure:
+    """Return a picture of a result in report/."""
     def draw(path: Path, data: str) -> None:
-        found = result(f"report/{name}")
-        for key in keys:
-            found = found[key]
-        plot(found, path)
+        plot(result(f"report/{name}"), path)
 
     return Figure((name,), draw)
 
@@ -288,7 +285,7 @@ FIGURES = {  # in the order in which they are drawn
     "process.png": by_command(diffusion_inference, "diffusion.pt", "--process", "--sampler", "dpm-solver++",
                               "--steps", "10"),
     "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
-    "full-chain.png": by_plot(compare.plot, "full-chain.json", "rows"),
+    "full-chain.png": by_plot(lambda found, path: compare.plot(found["rows"], path), "full-chain.json"),
     "benchmark.png": by_plot(benchmark.plot, "benchmark.json"),
     "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", DISTILLED), draw_strip),
     **tsne_figures("usps", "dann-mnistm-usps.pt"),

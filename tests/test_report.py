@@ -76,7 +76,7 @@ def project(tmp_path, monkeypatch):
     write_json(tmp_path / report.MANIFEST, manifest)
     (tmp_path / "a.md").write_text(DOCUMENT)
     figures = {"a.png": report.Figure(("dcgan.pt",), draw), "b.png": report.Figure((), draw),
-               "c.png": report.by_plot(lambda found, path: path.write_text(str(found)), "points.json", "a", "b")}
+               "c.png": report.by_plot(lambda found, path: path.write_text(str(found["a"]["b"])), "points.json")}
     for name, value in (("PROJECT", tmp_path), ("DOCUMENTS", ("a.md",)), ("FIGURES", figures)):
         monkeypatch.setattr(report, name, value)
     assert report.main([]) == 0

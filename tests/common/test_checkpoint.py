@@ -219,7 +219,7 @@ def test_a_changed_shape_is_named(saved, other, message):
 
 def test_a_released_file_holds_half_precision_weights_and_nothing_of_training(saved, tmp_path):
     optimiser = torch.optim.Adam(network().parameters())
-    checkpoint.save(saved, content(args={"data": "/home/somebody"}, rng={"cpu": torch.get_rng_state()},
+    checkpoint.save(saved, content(args={"data": "somebody/hw2_data"}, rng={"cpu": torch.get_rng_state()},
                                    parts={"optimiser": optimiser.state_dict()}))
     released = tmp_path / "weights" / "net.pt"
     about = checkpoint.release(saved, released)
