@@ -197,7 +197,6 @@ def plain_dann_training(device: torch.device, dtype: torch.dtype) -> Work:
     return Work(step, (source, target), (model,))
 
 
-
 def plain_diffusion_evaluation(device: torch.device, dtype: torch.dtype) -> Work:
     """Return one evaluation of the plain network."""
     return evaluation(plain_unet(device), device)

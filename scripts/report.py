@@ -49,7 +49,7 @@ from diffusion.generate import DISTILLED
 from diffusion.unet import ConditionalUNet
 from gan import inference as gan_inference
 from gan.models import build_discriminator, build_generator
-from scripts import benchmark
+from scripts import benchmark, scaling
 
 PROJECT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "hw2_report.md")
@@ -69,6 +69,12 @@ COMPARISONS = {"report/samplers.json": "diffusion.pt", "report/full-chain.json":
 STUDENTS = {"guidance 2": "report/distilled-guidance.json", "guidance 2, then 8 steps": "report/distilled-8.json",
             "guidance 2, then 8, then 4 steps": "report/distilled-4.json",
             "guidance 1.75, then 8 steps (released)": "report/distilled.json"}
+# Narrow networks, one change each.
+RECIPES = {"as it is, but for width and rate: velocity, cosine, min-SNR, 3e-3": "report/recipe-base.json",
+           "noise in place of velocity": "report/recipe-noise.json", "no min-SNR": "report/recipe-nosnr.json",
+           "linear schedule": "report/recipe-linear.json",
+           "the reference's: noise, linear schedule, no min-SNR": "report/recipe-reference.json",
+           "learning rate 1e-3": "report/recipe-lr1e-3.json", "learning rate 3e-4": "report/recipe-lr3e-4.json"}
 FULL_CHAIN = {"nothing": "report/full-chain.json",
               "guidance 1.75, then 8 steps (released)": "report/full-chain-distilled.json"}
 RELEASED_FACES = {"DCGAN (A)": SCORES["dcgan.pt"], "SAGAN (B)": SCORES["sagan.pt"]}
@@ -113,17 +119,18 @@ def faces_table(folders: dict[str, str]) -> str:
                     *(line(title, scores) for title, scores in scored.items()), line("real against real", a, "_real")])
 
 
-def by_network(comparisons: dict[str, str]) -> str:
+def by_network(about: str, comparisons: dict[str, str]) -> str:
     """Lay out comparisons of several networks as one Markdown table, of each the fewest evaluations first.
 
     Args:
-        comparisons: what a network has learnt, and the JSON file of `diffusion.compare` about it.
+        about: title of the first column.
+        comparisons: what it says of a network, and the JSON file of `diffusion.compare` about it.
     """
     rows = [(name, row) for name, path in comparisons.items()
             for row in sorted(result(path)["rows"], key=lambda row: row["evaluations"])]
     lines = [(name, compare.to_markdown([row]).splitlines()) for name, row in rows]
     head, rule = lines[0][1][:2]
-    return "\n".join([f"| learnt {head}", f"| --- {rule}", *(f"| {name} {row}" for name, (*_, row) in lines), ""])
+    return "\n".join([f"| {about} {head}", f"| --- {rule}", *(f"| {name} {row}" for name, (*_, row) in lines), ""])
 
 
 def dann_table(split: str) -> str:
@@ -134,8 +141,9 @@ def dann_table(split: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "faces": partial(faces_table, RELEASED_FACES),
     "faces at 25 epochs": partial(faces_table, FACES_AT_25_EPOCHS),
-    "distillation": partial(by_network, STUDENTS),
-    "full chain": partial(by_network, FULL_CHAIN),
+    "distillation": partial(by_network, "learnt", STUDENTS),
+    "full chain": partial(by_network, "learnt", FULL_CHAIN),
+    "recipes": partial(by_network, "recipe", RECIPES),
     "samplers": lambda: compare.to_markdown(result("report/samplers.json")["rows"]),
     **{f"dann {split}": partial(dann_table, split) for split in dann_evaluate.SPLITS},
     "speed": lambda: benchmark.speed_table(result("report/benchmark.json")),
@@ -287,6 +295,7 @@ FIGURES = {  # in the order in which they are drawn
     "process.gif": by_command(diffusion_inference, "diffusion.pt", "--gif", "--per-digit", "2"),
     "full-chain.png": by_plot(lambda found, path: compare.plot(found["rows"], path), "full-chain.json"),
     "benchmark.png": by_plot(benchmark.plot, "benchmark.json"),
+    "scaling.png": by_plot(scaling.plot, "scaling.json"),
     "strip.png": Figure((f"{gan_inference.DEFAULT_MODEL}.pt", DISTILLED), draw_strip),
     **tsne_figures("usps", "dann-mnistm-usps.pt"),
     **tsne_figures("builtin-svhn", "dann-mnistm-svhn.pt"),

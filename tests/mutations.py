@@ -45,6 +45,8 @@ MUTATIONS = [Mutation(*row) for row in (
      "the average starts without warm-up", "tests/common/test_ema.py"),
     ("gan/train.py", "            settle(g_ema.module, generator, fixed_z, dtype)", "            pass",
      "the average draws with statistics of its start", "tests/gan/test_train.py"),
+    ("gan/train.py", 'group["lr"] = decayed(rate, step / args.steps)', 'group["lr"] = rate',
+     "the rates of GAN training never fall", "tests/gan/test_train.py -k 'run_folder or rates'"),
     ("common/ema.py", '{"updates": self.updates,', '{"updates": 0,', "a resume starts the warm-up again",
      "tests/common/test_ema.py"),
     ("common/checkpoint.py", "            os.fsync(file.fileno())\n", "", "a name is given before the bytes are safe",

@@ -17,7 +17,7 @@ from gan.augment import augment, random_flip
 from gan.inference import main as draw
 from gan.losses import Anchors
 from gan.models import KINDS, build_discriminator, build_generator
-from gan.train import diagnose, health, main, parse_args, settle, train_step, watched
+from gan.train import decayed, diagnose, health, main, parse_args, settle, train_step, watched
 
 
 def checkpoint(run):
@@ -162,7 +162,8 @@ def test_run_folder(trained):
     assert not same(content["weights"], content["parts"]["generator"])
     g_adam, d_adam = (content["parts"][name]["param_groups"][0] for name in ("g_optimiser", "d_optimiser"))
     g_lr, d_lr, betas = {"dcgan": (2e-4, 2e-4, (0.5, 0.999)), "sagan": (1e-4, 4e-4, (0.0, 0.9))}[model]
-    assert (g_adam["lr"], d_adam["lr"], g_adam["betas"], d_adam["betas"]) == (g_lr, d_lr, betas, betas)
+    # Of the last of four steps, so halfway down.
+    assert (g_adam["lr"], d_adam["lr"], g_adam["betas"], d_adam["betas"]) == (g_lr / 2, d_lr / 2, betas, betas)
 
 
 def test_one_seed_one_result(trained, run_gan, tmp_path):
@@ -277,6 +278,12 @@ def test_recipes_and_overrides():
     assert sagan.batch_size == 64 and sagan.ema_decay == 0.999 and sagan.augment
     mixed = parse_args(["--model", "dcgan", "--loss", "hinge", "--d-lr", "1e-3", "--no-augment"])
     assert (mixed.loss, mixed.g_lr, mixed.d_lr, mixed.augment) == ("hinge", 2e-4, 1e-3, False)
+
+
+def test_rates_fall_to_0_over_the_second_half(run_gan, tmp_path):
+    assert [decayed(8.0, step / 8) for step in range(8)] == [8, 8, 8, 8, 8, 6, 4, 2]
+    constant = checkpoint(run_gan(tmp_path / "run", "dcgan", 4, "--no-lr-decay"))["parts"]
+    assert {constant[name]["param_groups"][0]["lr"] for name in ("g_optimiser", "d_optimiser")} == {2e-4}
 
 
 def test_mistakes_are_one_line(trained, run_gan, faces, tmp_path):
