@@ -4,9 +4,9 @@
 
 DCGAN (Radford et al. 2016, arXiv:1511.06434) takes the non-saturating loss and one learning rate, SAGAN
 (Zhang et al. 2019, arXiv:1805.08318) the hinge loss and two (Heusel et al. 2017, arXiv:1706.08500). Beyond
-both papers: an average of G draws the samples, and D sees augmented images (Zhao et al. 2020); the papers'
-own recipe is `--no-augment --ema-decay 0`. Where a small training set is still learnt by heart there are
-`--r1 1`, `--lecam 0.3` and, for DCGAN, `--spectral-norm`.
+both papers: an average of G draws the samples, D sees augmented images (Zhao et al. 2020), and the rates fall
+to 0 over the second half; the papers' own recipe is `--no-augment --no-lr-decay --ema-decay 0`. Where a small
+training set is still learnt by heart there are `--r1 1`, `--lecam 0.3` and, for DCGAN, `--spectral-norm`.
 
 The run folder gets metrics.jsonl, 32 faces from fixed noise a preview under samples/, last.pt for resume and
 inference, and curves.png. Each logged row shows how both fare: d_real and d_fake, D's mean probability of

@@ -68,18 +68,19 @@ COMPARISONS = {"report/samplers.json": "diffusion.pt", "report/full-chain.json":
 # What was learnt from the released diffusion.pt, and the comparison of each student.
 STUDENTS = {"guidance 2": "report/distilled-guidance.json", "guidance 2, then 8 steps": "report/distilled-8.json",
             "guidance 2, then 8, then 4 steps": "report/distilled-4.json",
+            "guidance 2, then 8, 4, then 2 steps": "report/distilled-2.json",
             "guidance 1.75, then 8 steps (released)": "report/distilled.json"}
-# Narrow networks, one change each.
-RECIPES = {"as it is, but for width and rate: velocity, cosine, min-SNR, 3e-3": "report/recipe-base.json",
-           "noise in place of velocity": "report/recipe-noise.json", "no min-SNR": "report/recipe-nosnr.json",
-           "linear schedule": "report/recipe-linear.json",
-           "the reference's: noise, linear schedule, no min-SNR": "report/recipe-reference.json",
-           "learning rate 1e-3": "report/recipe-lr1e-3.json", "learning rate 3e-4": "report/recipe-lr3e-4.json"}
+# Narrow networks, the default but for width and learning rate, and changes of it.
+RECIPES = {"velocity, cosine schedule, min-SNR; 3e-3": "report/recipe-base.json",
+           "learning rate 1e-3": "report/recipe-lr1e-3.json", "noise": "report/recipe-noise.json",
+           "no min-SNR": "report/recipe-nosnr.json",
+           "the reference's: noise, linear schedule, no min-SNR": "report/recipe-reference.json"}
 FULL_CHAIN = {"nothing": "report/full-chain.json",
               "guidance 1.75, then 8 steps (released)": "report/full-chain-distilled.json"}
 RELEASED_FACES = {"DCGAN (A)": SCORES["dcgan.pt"], "SAGAN (B)": SCORES["sagan.pt"]}
 FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ average of G": "report/dcgan-25-average.json",
-                      "+ augmentation": "report/dcgan-25.json"}
+                      "+ average, augmentation": "report/dcgan-25.json",
+                      "+ average, falling rates (released)": "report/dcgan-25-decay.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
 MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
                     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
