@@ -77,7 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--loss", choices=LOSSES, help="(default: the model's, see above)")
     parser.add_argument("--g-lr", type=positive_float, help="(default: dcgan 2e-4, sagan 1e-4)")
     parser.add_argument("--d-lr", type=positive_float, help="(default: dcgan 2e-4, sagan 4e-4)")
-    parser.add_argument("--ema-decay", type=fraction, default=0.999)
+    parser.add_argument("--ema-decay", type=fraction, default=0.999,
+                        help="of the average of G; for a few thousand steps 0.995 is better (default: %(default)s)")
     parser.add_argument("--lr-decay", action=argparse.BooleanOptionalAction, default=True,
                         help="let both rates fall to 0 over the second half of the steps")
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
@@ -109,9 +110,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def decayed(rate: float, progress: float) -> float:
+def learning_rate(lr: float, progress: float) -> float:
     """Return a learning rate at a share of training that is done: constant, then from one half on down to 0."""
-    return rate * min(1, 2 - 2 * progress)
+    return lr * min(1, 2 - 2 * progress)
 
 
 def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_optimiser: torch.optim.Optimizer,
@@ -280,9 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     run = Run(args.out, KINDS[args.model], args, model_args, parts, weights=g_ema.module)
     for step in run.steps(diagnose):
         if args.lr_decay:
-            for optimiser, rate in ((g_optimiser, args.g_lr), (d_optimiser, args.d_lr)):
+            for optimiser, lr in ((g_optimiser, args.g_lr), (d_optimiser, args.d_lr)):
                 for group in optimiser.param_groups:
-                    group["lr"] = decayed(rate, step / args.steps)
+                    group["lr"] = learning_rate(lr, step / args.steps)
         real = to_float(images[share(batches.next()).to(device)])
         with own_draws():
             metrics = train_step(generator, discriminator, g_ema, g_optimiser, d_optimiser, anchors, real, step, args,

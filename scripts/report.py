@@ -14,8 +14,8 @@ A document holds regions, `<!-- KIND: WHAT -->` to `<!-- end -->`, and what stan
 
 The JSON files are what the evaluate, compare and benchmark commands wrote. report/figures.json records of every
 picture its SHA-256 and that of the weights or results it shows, so that the check can tell without drawing. The
-pictures of t-SNE need real digits and the runs of `bash scripts/train_dann.sh --seeds 0`; without, they are left as
-they are.
+pictures of nearest neighbours need real images, those of t-SNE real digits and the runs of
+`bash scripts/train_dann.sh --seeds 0`; without, they are left as they are.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import json
 import re
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
@@ -44,9 +45,11 @@ from dann import tsne
 from dann.networks import DANN
 from dann.networks import KIND as DANN_KIND
 from diffusion import compare
+from diffusion import evaluate as diffusion_evaluate
 from diffusion import inference as diffusion_inference
 from diffusion.generate import DISTILLED
 from diffusion.unet import ConditionalUNet
+from gan import evaluate as gan_evaluate
 from gan import inference as gan_inference
 from gan.models import build_discriminator, build_generator
 from scripts import benchmark, scaling
@@ -80,7 +83,9 @@ FULL_CHAIN = {"nothing": "report/full-chain.json",
 RELEASED_FACES = {"DCGAN (A)": SCORES["dcgan.pt"], "SAGAN (B)": SCORES["sagan.pt"]}
 FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ average of G": "report/dcgan-25-average.json",
                       "+ average, augmentation": "report/dcgan-25.json",
-                      "+ average, falling rates (released)": "report/dcgan-25-decay.json"}
+                      "+ average, falling rates": "report/dcgan-25-decay.json",
+                      "+ faster average, falling rates (released)": "report/dcgan.json",
+                      "SAGAN, average, falling rates": "report/sagan-25.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
 MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
                     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -254,6 +259,30 @@ def by_plot(plot: Callable[[Any, Path], None], name: str) -> Figure:
     return Figure((name,), draw)
 
 
+def by_neighbours(infer: ModuleType, evaluate: ModuleType, weights: str, reference: Callable[[str], list[str]],
+                  *flags: str) -> Figure:
+    """Return a picture of released images beside the nearest training images.
+
+    Args:
+        infer, evaluate: the task's commands; evaluate draws.
+        reference: the data -> flags of `evaluate`.
+        flags: of `infer`.
+    """
+    def draw(path: Path, data: str) -> str | None:
+        if data == "builtin":
+            return "real images are not at hand: name their folder with --data"
+        with tempfile.TemporaryDirectory() as folder:
+            images = str(Path(folder, "images"))
+            infer.main([images, "--weights", str(PROJECT / "weights" / weights), *flags])
+            try:
+                evaluate.main([images, *reference(data), "--neighbours", str(path)])
+            except UserError as mistake:
+                return str(mistake)
+        return None
+
+    return Figure((weights,), draw)
+
+
 def draw_strip(path: Path, data: str) -> None:
     """Paste the grids of faces, enlarged, and of digits, beside it and as high, into one picture."""
     faces, digits = (Image.open(PROJECT / "report" / f"{name}.png") for name in (gan_inference.DEFAULT_MODEL, "digits"))
@@ -289,7 +318,12 @@ FIGURES = {  # in the order in which they are drawn
     "dcgan.png": by_command(gan_inference, "dcgan.pt", "--model", "dcgan", "--grid", "32"),
     "sagan.png": by_command(gan_inference, "sagan.pt", "--model", "sagan", "--grid", "32"),
     "faces.gif": by_command(gan_inference, f"{gan_inference.DEFAULT_MODEL}.pt", "--interpolate"),
+    "faces-nearest.png": by_neighbours(gan_inference, gan_evaluate, f"{gan_inference.DEFAULT_MODEL}.pt",
+                                       lambda data: ["--reference", f"{data}/face/val"],
+                                       "--model", gan_inference.DEFAULT_MODEL),
     "digits.png": by_command(diffusion_inference, DISTILLED, "--grid"),
+    "digits-nearest.png": by_neighbours(diffusion_inference, diffusion_evaluate, DISTILLED,
+                                        lambda data: ["--data", data]),
     # From the grid's noise, by a sampler that adds none, and so to the grid's first 0.
     "process.png": by_command(diffusion_inference, "diffusion.pt", "--process", "--sampler", "dpm-solver++",
                               "--steps", "10"),

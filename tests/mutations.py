@@ -45,7 +45,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "the average starts without warm-up", "tests/common/test_ema.py"),
     ("gan/train.py", "            settle(g_ema.module, generator, fixed_z, dtype)", "            pass",
      "the average draws with statistics of its start", "tests/gan/test_train.py"),
-    ("gan/train.py", 'group["lr"] = decayed(rate, step / args.steps)', 'group["lr"] = rate',
+    ("gan/train.py", 'group["lr"] = learning_rate(lr, step / args.steps)', 'group["lr"] = lr',
      "the rates of GAN training never fall", "tests/gan/test_train.py -k 'run_folder or rates'"),
     ("common/ema.py", '{"updates": self.updates,', '{"updates": 0,', "a resume starts the warm-up again",
      "tests/common/test_ema.py"),

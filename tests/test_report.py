@@ -10,8 +10,10 @@ from PIL import Image
 from common.checkpoint import sha256
 from common.errors import UserError
 from common.files import write_json
+from diffusion import evaluate as diffusion_evaluate
 from diffusion import inference as diffusion_inference
 from diffusion.generate import DISTILLED
+from gan import evaluate as gan_evaluate
 from gan import inference as gan_inference
 from scripts import report
 
@@ -54,6 +56,32 @@ def test_commands_of_pictures_are_ones(monkeypatch, tmp_path):
     for name, figure in inferred.items():
         figure.draw(tmp_path / name, "builtin")  # an unknown flag or a wrong suffix would be a UserError
     assert [path.name for path in seen] == list(inferred) and len(seen) == 6
+
+
+def test_pictures_of_nearest_neighbours_come_from_released_images(monkeypatch, tmp_path):
+    seen = []
+    commands = (gan_inference, gan_evaluate, diffusion_inference, diffusion_evaluate)
+    for command in commands:
+        monkeypatch.setattr(command, "main", lambda argv, command=command: seen.append(command.parse_args(argv)))
+    near = [tmp_path / "faces-nearest.png", tmp_path / "digits-nearest.png"]
+    assert [report.FIGURES[path.name].draw(path, "some") for path in near] == [None, None]
+    faces, scored_faces, digits, scored_digits = seen
+    assert (scored_faces.folder, scored_digits.folder) == (faces.out, digits.out)
+    assert (scored_faces.reference, scored_digits.data) == ("some/face/val", "some")
+    assert [scored_faces.neighbours, scored_digits.neighbours] == near
+    assert (faces.weights.name, digits.weights.name) == ("dcgan.pt", DISTILLED) and faces.n == 1000
+    assert (report.FIGURES[near[0].name].shows, report.FIGURES[near[1].name].shows) == (("dcgan.pt",), (DISTILLED,))
+
+
+def test_pictures_of_nearest_neighbours_say_why_they_are_left(monkeypatch, tmp_path):
+    def no_faces(argv):
+        raise UserError("some/face/val: no such folder")
+
+    figure = report.FIGURES["faces-nearest.png"]
+    assert figure.draw(tmp_path / "a.png", "builtin").startswith("real images are not at hand")
+    monkeypatch.setattr(gan_inference, "main", lambda argv: 0)
+    monkeypatch.setattr(gan_evaluate, "main", no_faces)
+    assert figure.draw(tmp_path / "a.png", "some") == "some/face/val: no such folder"
 
 
 # A project of one document, one weight file and one picture

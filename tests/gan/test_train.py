@@ -17,7 +17,7 @@ from gan.augment import augment, random_flip
 from gan.inference import main as draw
 from gan.losses import Anchors
 from gan.models import KINDS, build_discriminator, build_generator
-from gan.train import decayed, diagnose, health, main, parse_args, settle, train_step, watched
+from gan.train import diagnose, health, learning_rate, main, parse_args, settle, train_step, watched
 
 
 def checkpoint(run):
@@ -281,7 +281,7 @@ def test_recipes_and_overrides():
 
 
 def test_rates_fall_to_0_over_the_second_half(run_gan, tmp_path):
-    assert [decayed(8.0, step / 8) for step in range(8)] == [8, 8, 8, 8, 8, 6, 4, 2]
+    assert [learning_rate(8.0, step / 8) for step in range(8)] == [8, 8, 8, 8, 8, 6, 4, 2]
     constant = checkpoint(run_gan(tmp_path / "run", "dcgan", 4, "--no-lr-decay"))["parts"]
     assert {constant[name]["param_groups"][0]["lr"] for name in ("g_optimiser", "d_optimiser")} == {2e-4}
 
