@@ -86,6 +86,8 @@ FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ averag
                       "+ average, falling rates": "report/dcgan-25-decay.json",
                       "+ faster average, falling rates (released)": "report/dcgan.json",
                       "SAGAN, average, falling rates": "report/sagan-25.json"}
+ATTENTION = {"SAGAN, 1,800 steps": "report/sagan-attention.json",
+             "without attention, 3,600 steps": "report/sagan-no-attention.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
 MORE_FACE_SCORES = {"near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
                     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -147,6 +149,7 @@ def dann_table(split: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "faces": partial(faces_table, RELEASED_FACES),
     "faces at 25 epochs": partial(faces_table, FACES_AT_25_EPOCHS),
+    "attention": partial(faces_table, ATTENTION),
     "distillation": partial(by_network, "learnt", STUDENTS),
     "full chain": partial(by_network, "learnt", FULL_CHAIN),
     "recipes": partial(by_network, "recipe", RECIPES),

@@ -1,6 +1,6 @@
 """Break the code in sensible places, one at a time, and see whether the tests notice.
 
-    python tests/mutations.py            # all, some ten minutes on one core
+    python tests/mutations.py            # all, some five minutes on one core
     python tests/mutations.py unet grl   # those whose file or description holds one of the words
 
 Works on a copy of the tracked files in a temporary folder. Says for each mutation whether the tests named for it
