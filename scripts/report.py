@@ -238,12 +238,13 @@ def rewritten(name: str) -> tuple[str, list[str]]:
 class Figure(NamedTuple):
     """A picture of report/.
 
-    shows: the released weights and the results of report/ that it shows, by file name. draw: (path, data) -> None, or
-    why it was left as it is.
+    shows: the released weights and the results of report/ that it shows, by file name. draw: of a path and --data.
+    real: it is of real images or the runs on them too, which may not be at hand.
     """
 
     shows: tuple[str, ...]
-    draw: Callable[[Path, str], str | None]
+    draw: Callable[[Path, str], None]
+    real: bool = False
 
 
 def by_command(command: ModuleType, weights: str, *flags: str) -> Figure:
@@ -271,19 +272,13 @@ def by_neighbours(infer: ModuleType, evaluate: ModuleType, weights: str, referen
         reference: the data -> flags of `evaluate`.
         flags: of `infer`.
     """
-    def draw(path: Path, data: str) -> str | None:
-        if data == "builtin":
-            return "real images are not at hand: name their folder with --data"
+    def draw(path: Path, data: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             images = str(Path(folder, "images"))
             infer.main([images, "--weights", str(PROJECT / "weights" / weights), *flags])
-            try:
-                evaluate.main([images, *reference(data), "--neighbours", str(path)])
-            except UserError as mistake:
-                return str(mistake)
-        return None
+            evaluate.main([images, *reference(data), "--neighbours", str(path)])
 
-    return Figure((weights,), draw)
+    return Figure((weights,), draw, real=True)
 
 
 def draw_strip(path: Path, data: str) -> None:
@@ -297,24 +292,20 @@ def draw_strip(path: Path, data: str) -> None:
     save_picture(strip, path)
 
 
-def draw_tsne(path: Path, data: str, before: Path, after: Path) -> str | None:
-    """Draw `dann.tsne` of real digits; where they or a checkpoint are not at hand, return what is missing."""
-    if data == "builtin":
-        return "real digits are not at hand: name their folder with --data"
-    try:
+def by_tsne(before: Path, after: Path, *released: str) -> Figure:
+    """Return a picture of what two networks make of real digits; `released` names those of them that are."""
+    def draw(path: Path, data: str) -> None:
         tsne.main([str(before), str(after), "--data", data, "--out", str(path)])
-    except UserError as mistake:
-        return str(mistake)
-    return None
+
+    return Figure(released, draw, real=True)
 
 
 def tsne_figures(target: str, released: str) -> dict[str, Figure]:
     """Return the pictures of plain DANN and of the released network of recipe plus, for a pair from mnistm."""
     before, plain = (Path("runs", f"dann-mnistm-{target}-{run}-seed0", "last.pt") for run in ("source", "dann-plain"))
     stem = f"tsne-{released.removeprefix('dann-').removesuffix('.pt')}"
-    return {f"{stem}.png": Figure((), partial(draw_tsne, before=before, after=plain)),
-            f"{stem}-plus.png": Figure((released,), partial(draw_tsne, before=before,
-                                                            after=PROJECT / "weights" / released))}
+    return {f"{stem}.png": by_tsne(before, plain),
+            f"{stem}-plus.png": by_tsne(before, PROJECT / "weights" / released, released)}
 
 
 FIGURES = {  # in the order in which they are drawn
@@ -356,8 +347,14 @@ def draw_figures(data: str) -> None:
     recorded = record()
     for name, figure in FIGURES.items():
         path = PROJECT / "report" / name
-        if why := figure.draw(path, data):
-            print(f"left report/{name} as it is: {why}")
+        try:
+            if figure.real and data == "builtin":
+                raise UserError("real images are not at hand: name their folder with --data")
+            figure.draw(path, data)
+        except UserError as mistake:
+            if not figure.real:
+                raise
+            print(f"left report/{name} as it is: {mistake}")
             continue
         recorded[name] = {"sha256": sha256(path), "shows": {shown: digest(shown) for shown in figure.shows}}
         write_json(PROJECT / FIGURES_JSON, recorded)

@@ -10,6 +10,7 @@ from PIL import Image
 from common.checkpoint import sha256
 from common.errors import UserError
 from common.files import write_json
+from dann import tsne
 from diffusion import evaluate as diffusion_evaluate
 from diffusion import inference as diffusion_inference
 from diffusion.generate import DISTILLED
@@ -64,24 +65,14 @@ def test_pictures_of_nearest_neighbours_come_from_released_images(monkeypatch, t
     for command in commands:
         monkeypatch.setattr(command, "main", lambda argv, command=command: seen.append(command.parse_args(argv)))
     near = [tmp_path / "faces-nearest.png", tmp_path / "digits-nearest.png"]
-    assert [report.FIGURES[path.name].draw(path, "some") for path in near] == [None, None]
+    for path in near:
+        report.FIGURES[path.name].draw(path, "some")
     faces, scored_faces, digits, scored_digits = seen
     assert (scored_faces.folder, scored_digits.folder) == (faces.out, digits.out)
     assert (scored_faces.reference, scored_digits.data) == ("some/face/val", "some")
     assert [scored_faces.neighbours, scored_digits.neighbours] == near
     assert (faces.weights.name, digits.weights.name) == ("dcgan.pt", DISTILLED) and faces.n == 1000
     assert (report.FIGURES[near[0].name].shows, report.FIGURES[near[1].name].shows) == (("dcgan.pt",), (DISTILLED,))
-
-
-def test_pictures_of_nearest_neighbours_say_why_they_are_left(monkeypatch, tmp_path):
-    def no_faces(argv):
-        raise UserError("some/face/val: no such folder")
-
-    figure = report.FIGURES["faces-nearest.png"]
-    assert figure.draw(tmp_path / "a.png", "builtin").startswith("real images are not at hand")
-    monkeypatch.setattr(gan_inference, "main", lambda argv: 0)
-    monkeypatch.setattr(gan_evaluate, "main", no_faces)
-    assert figure.draw(tmp_path / "a.png", "some") == "some/face/val: no such folder"
 
 
 # A project of one document, one weight file and one picture
@@ -185,10 +176,27 @@ def test_pictures_of_other_weights_and_other_pictures_are_named(project, capsys)
     assert len(check(project, capsys)) == 1
 
 
-def test_a_picture_that_cannot_be_drawn_is_left(project, capsys, monkeypatch):
-    monkeypatch.setitem(report.FIGURES, "b.png", report.Figure((), lambda path, data: f"{data} is not at hand"))
-    assert report.main(["--data", "builtin"]) == 0
-    assert "left report/b.png as it is: builtin is not at hand\n" in capsys.readouterr().out
+@pytest.mark.parametrize(("data", "why"), [
+    ("builtin", "real images are not at hand: name their folder with --data"), ("some", "some: no such folder")])
+def test_a_picture_of_real_images_that_are_not_at_hand_is_left(project, capsys, monkeypatch, data, why):
+    def draw(path, data):
+        raise UserError(f"{data}: no such folder")
+
+    before = json.loads((project / report.FIGURES_JSON).read_text())
+    monkeypatch.setitem(report.FIGURES, "b.png", report.Figure((), draw, real=True))
+    assert report.main(["--data", data]) == 0
+    assert f"left report/b.png as it is: {why}\n" in capsys.readouterr().out
+    assert (project / "report" / "b.png").exists()
+    assert json.loads((project / report.FIGURES_JSON).read_text()) == before
+    monkeypatch.setitem(report.FIGURES, "b.png", report.Figure((), draw))
+    with pytest.raises(UserError, match="no such folder"):
+        report.main(["--data", data])
+
+
+def test_pictures_of_real_images_are_known_as_such():
+    assert {name for name, figure in report.FIGURES.items() if figure.real} == {
+        "faces-nearest.png", "digits-nearest.png",
+        *(f"tsne-mnistm-{target}{recipe}.png" for target in ("usps", "svhn") for recipe in ("", "-plus"))}
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -245,8 +253,13 @@ def test_the_strip_is_faces_and_digits_of_one_height(project):
         assert [strip.getpixel((x, 7)) for x in (15, 16, 35, 36)] == [(255, 0, 0), *[(255,) * 3] * 2, (0, 0, 255)]
 
 
-def test_tsne_needs_real_digits_and_checkpoints(tmp_path):
-    paths = {"before": tmp_path / "before.pt", "after": tmp_path / "after.pt"}
-    assert "real digits are not at hand" in report.draw_tsne(tmp_path / "a.png", "builtin", **paths)
-    assert "no checkpoint at" in report.draw_tsne(tmp_path / "a.png", str(tmp_path), **paths)
-    assert not (tmp_path / "a.png").exists()
+def test_tsne_shows_the_source_network_and_the_adapted_one(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(tsne, "main", lambda argv: seen.append(tsne.parse_args(argv)))
+    names = "tsne-mnistm-usps.png", "tsne-mnistm-usps-plus.png"
+    for name in names:
+        report.FIGURES[name].draw(tmp_path / name, "some")
+    plain, plus = seen
+    assert [args.out.name for args in seen] == list(names) and plain.data == "some"
+    assert plain.before == plus.before != plain.after and plus.after.name == "dann-mnistm-usps.pt"
+    assert [report.FIGURES[name].shows for name in names] == [(), ("dann-mnistm-usps.pt",)]
