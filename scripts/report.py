@@ -86,6 +86,10 @@ FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ averag
                       "+ average, falling rates": "report/dcgan-25-decay.json",
                       "+ faster average, falling rates (released)": "report/dcgan.json",
                       "SAGAN, average, falling rates": "report/sagan-25.json"}
+FACE_OPTIONS = {"the released recipe": "report/dcgan-12.json", "+ augmentation": "report/dcgan-12-augment.json",
+                "+ R1, 1": "report/dcgan-12-r1.json", "+ R1, 0.1": "report/dcgan-12-r1-0.1.json",
+                "+ LeCam, 0.3": "report/dcgan-12-lecam.json", "+ spectral norm in D": "report/dcgan-12-spectral.json",
+                "+ hinge loss": "report/dcgan-12-hinge.json"}
 ATTENTION = {"SAGAN, 1,800 steps": "report/sagan-attention.json",
              "without attention, 3,600 steps": "report/sagan-no-attention.json"}
 # What `gan.evaluate` adds where it can, its title, and how it is shown.
@@ -149,6 +153,7 @@ def dann_table(split: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "faces": partial(faces_table, RELEASED_FACES),
     "faces at 25 epochs": partial(faces_table, FACES_AT_25_EPOCHS),
+    "face options": partial(faces_table, FACE_OPTIONS),
     "attention": partial(faces_table, ATTENTION),
     "distillation": partial(by_network, "learnt", STUDENTS),
     "full chain": partial(by_network, "learnt", FULL_CHAIN),
