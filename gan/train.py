@@ -6,7 +6,7 @@ DCGAN (Radford et al. 2016, arXiv:1511.06434) takes the non-saturating loss and 
 (Zhang et al. 2019, arXiv:1805.08318) the hinge loss and two (Heusel et al. 2017, arXiv:1706.08500). Beyond
 both papers: an average of G draws the samples, D sees augmented images (Zhao et al. 2020), and the rates fall
 to 0 over the second half; the papers' own recipe is `--no-augment --no-lr-decay --ema-decay 0`. Where a small
-training set is still learnt by heart there are `--r1 1`, `--lecam 0.3` and, for DCGAN, `--spectral-norm`.
+training set is still learnt by heart there are `--r1 0.1`, `--lecam 0.01` and, for DCGAN, `--spectral-norm`.
 
 The run folder gets metrics.jsonl, 32 faces from fixed noise a preview under samples/, last.pt for resume and
 inference, and curves.png. Each logged row shows how both fare: d_real and d_fake, D's mean probability of
@@ -84,9 +84,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--r1", metavar="GAMMA", type=positive_float,
                         help="penalise D's gradient at training faces (Mescheder et al. 2018, who take 10; with "
-                             "DCGAN's batch normalisation start at 1)")
+                             "DCGAN's batch normalisation 1 is already too much, and 0.1 a start)")
     parser.add_argument("--lecam", metavar="WEIGHT", type=positive_float,
-                        help="hold D's logits near their averages for the other kind (Tseng et al. 2021)")
+                        help="hold D's logits near their averages for the other kind (Tseng et al. 2021, whose code "
+                             "takes 0.3 with four steps of D to one of G; with one, G collapses: start at 0.01)")
     # What is off is None: a checkpoint from before a switch has none.
     parser.add_argument("--spectral-norm", action="store_true", default=None,
                         help="dcgan: spectral norm in D in place of batch normalisation (Miyato et al. 2018)")
@@ -227,13 +228,13 @@ def diagnose(row: dict[str, float]) -> str | None:
     if row["step"] <= WARM_UP:
         return None
     if row["near_duplicates"] > 0.5:
-        return "G has collapsed: most of its faces repeat one another; start again with --r1 1 or a lower --g-lr"
+        return "G has collapsed: most of its faces repeat one another; start again with --r1 0.1 or a lower --g-lr"
     if row["d_loss"] < 0.05:
-        return "D tells nearly all faces, and G learns little from it: a lower --d-lr, --r1 1 or --lecam 0.3 may help"
+        return "D tells nearly all faces, and G learns little: a lower --d-lr, --r1 0.1 or --lecam 0.01 may help"
     if row["d_real"] - row["d_fake"] < 0.02:
         return "D cannot tell drawn faces from real ones, and teaches G nothing: a higher --d-lr may help"
     if row["d_gap"] > 0.25:
-        return "D knows the training faces by heart: --augment, --r1 1, --lecam 0.3 or more faces may help"
+        return "D knows the training faces by heart: --augment, --r1 0.1, --lecam 0.01 or more faces may help"
     return None
 
 
