@@ -263,3 +263,10 @@ def test_tsne_shows_the_source_network_and_the_adapted_one(monkeypatch, tmp_path
     assert [args.out.name for args in seen] == list(names) and plain.data == "some"
     assert plain.before == plus.before != plain.after and plus.after.name == "dann-mnistm-usps.pt"
     assert [report.FIGURES[name].shows for name in names] == [(), ("dann-mnistm-usps.pt",)]
+
+
+def test_tsne_without_its_checkpoints_is_a_mistake_and_draws_nothing(tmp_path):
+    figure = report.by_tsne(tmp_path / "before.pt", tmp_path / "after.pt")
+    with pytest.raises(UserError, match="no checkpoint at"):
+        figure.draw(tmp_path / "a.png", str(tmp_path))
+    assert not (tmp_path / "a.png").exists()
