@@ -85,7 +85,9 @@ FACES_AT_25_EPOCHS = {"DCGAN, tutorial": "report/dcgan-25-plain.json", "+ averag
                       "+ average, augmentation": "report/dcgan-25.json",
                       "+ average, falling rates": "report/dcgan-25-decay.json",
                       "+ faster average, falling rates": "report/dcgan-25-faster.json",
-                      "SAGAN, average, falling rates": "report/sagan-25.json"}
+                      "SAGAN, falling rates, G's half of D's": "report/sagan-25.json",
+                      "SAGAN, falling rates, both alike": "report/sagan-25-equal.json",
+                      "the same without attention": "report/sagan-25-no-attention.json"}
 # The best of them, shorter, and what else a flag adds.
 FACE_OPTIONS_AT_12_EPOCHS = {
     "DCGAN, faster average, falling rates": "report/dcgan-12.json", "+ hinge loss": "report/dcgan-12-hinge.json",
