@@ -56,8 +56,8 @@ from gan.losses import LOSSES, Anchors, lecam_penalty, r1_penalty
 from gan.models import KINDS, WIDTH_MULTIPLE, build_discriminator, build_generator
 from gan.sagan import SelfAttention
 
-# What each paper trains with: DCGAN sec. 4, SAGAN sec. 4. A flag that is not given takes its value from here.
-# SAGAN's paper has 1e-4 for G; with a D even twice as fast as G, faces turned into speckles (hw2_report.md).
+# What the papers train with (DCGAN sec. 4, SAGAN sec. 4), where a flag is not given. But for SAGAN's G: theirs has
+# 1e-4, and already where D was twice as fast as G, faces turned into speckles (hw2_report.md).
 RECIPES = {"dcgan": {"loss": "non-saturating", "g_lr": 2e-4, "d_lr": 2e-4},
            "sagan": {"loss": "hinge", "g_lr": 4e-4, "d_lr": 4e-4}}
 BETAS = {"dcgan": (0.5, 0.999), "sagan": (0.0, 0.9)}
