@@ -1,8 +1,7 @@
-"""Model files: the only place that writes or reads them.
+"""Checkpoints: the only module that writes or reads model files.
 
 A run's checkpoint holds all that an exact resume needs. A released file holds what inference needs: `kind`,
-`model_args` and `weights`, in half precision. Both are read by `load_weights`, and never by a loader that
-could run code.
+`model_args` and `weights`, in half precision. `load_weights` reads both. No file can run code when it is loaded.
 """
 
 import hashlib
@@ -16,49 +15,41 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import cannot_write, whole
+from common.files import atomic_path, cannot_write
 
 FORMAT = 1
-MANIFEST = "manifest.json"  # beside released files: what made each, and its SHA-256
+MANIFEST = "manifest.json"  # stands beside released files: how each was made, and its SHA-256
 RELEASED = Path(__file__).resolve().parent.parent / "weights"  # the checkpoints that come with the project
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint under a temporary name, flush it to the disk, and rename it.
-
-    Raises:
-        UserError: it cannot be written; what stood at `path` is as it was.
-    """
+    """Write a checkpoint atomically, flushed to the disk before it gets its name. Raises UserError if it cannot."""
     try:
-        with whole(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
     except RuntimeError as error:
-        # On a full disk torch.save fails a second time, in closing the archive; the first error says why.
+        # On a full disk torch.save fails a second time, when it closes the archive; the first error has the reason.
         if not isinstance(error.__context__, OSError):
             raise
         raise cannot_write(path, error.__context__) from error
 
 
 def load(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a run's checkpoint or a released file onto the CPU.
 
-    Args:
-        path: a run's checkpoint or a released file.
-        kind: what it must hold, e.g. "gan/sagan"; None takes any.
-
-    Raises:
-        UserError: missing, damaged or foreign file, another kind or format.
+    `kind` is the expected kind, e.g. "gan/sagan"; None accepts any. Raises UserError for a missing, damaged or foreign
+    file, and for another kind or format.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: train one first, or name another file")
     _check_manifest(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what a foreign file might be
+            warnings.simplefilter("ignore")  # torch warns about foreign files
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # bytes at random can fail anywhere in the unpickler, and in many ways
+    except Exception:  # random bytes make the unpickler fail in many ways
         content = None
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} is not a checkpoint of this project, or it is damaged")
@@ -72,7 +63,7 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
 
 
 def _check_manifest(path: Path) -> None:
-    """Compare a released file with what the manifest beside it says; other files have no manifest."""
+    """Compare a released file with the SHA-256 in the manifest beside it, if there is one."""
     manifest = path.with_name(MANIFEST)
     if manifest.is_file():
         try:
@@ -84,43 +75,20 @@ def _check_manifest(path: Path) -> None:
 
 
 def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return (model_args, float32 state dict) of the weights that inference uses.
-
-    Raises:
-        UserError: as `load`.
-    """
+    """Return (model_args, float32 state dict) for inference. Raises UserError like `load`."""
     content = load(path, kind)
-    weights = {name: value.float() if value.is_floating_point() else value
-               for name, value in content["weights"].items()}
+    weights = {name: w.float() if w.is_floating_point() else w for name, w in content["weights"].items()}
     return content["model_args"], weights
 
 
 def load_into(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load a state dict into a network.
-
-    Raises:
-        UserError: a missing, unknown or reshaped tensor of `path`, which the message names.
-    """
+    """Load a state dict, read from `path`, into a network. Raises UserError with the first tensor that does not fit."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     got = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() | got.keys()):
         if expected.get(name) != got.get(name):
             raise UserError(f"{path}: {name}: got shape {got.get(name)}, expected {expected.get(name)}")
     module.load_state_dict(weights)
-
-
-def release(run_checkpoint: Path, path: Path) -> dict[str, Any]:
-    """Write the weights of a run's checkpoint in half precision, without anything that only training needs.
-
-    Returns:
-        what was written, but for the weights: kind, model_args and step.
-    """
-    content = load(run_checkpoint)
-    weights = {name: value.half() if value.is_floating_point() else value
-               for name, value in content["weights"].items()}
-    about = {name: content[name] for name in ("kind", "model_args", "step")}
-    save(path, {**about, "weights": weights})
-    return about
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The command line shared by all commands: typed flags, and one way to end on a user's mistake."""
+"""The command line that all commands share: typed flags, and one way to end on a user's mistake."""
 
 import argparse
 import inspect
@@ -8,14 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
-from common.datasets import default_data
-from common.distributed import leave, rank, world_size
+from common.data.folder import default_data
+from common.distributed import destroy_process_group, rank, world_size
 from common.errors import UserError
 from common.files import cannot_write
+from common.lr_schedule import LR_SCHEDULES
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 
@@ -26,17 +27,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str) -> None:
         super().__init__(description=inspect.cleandoc(doc),
                          formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-        self.add_argument("--debug", action="store_true", help="show where in the code a mistake was found")
+        self.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
 
     def error(self, message: str) -> NoReturn:
-        """Report a bad flag as any other mistake of the user."""
+        """Report a bad flag like any other mistake of the user."""
         raise UserError(f"{message} (--help lists the flags)")
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake the user can mend.
+    """Run a command and exit: 0 on success, 2 with one line on stderr for a mistake that the user can correct.
 
-    Of several processes the first one speaks. Another one that fails speaks only if the first one goes on.
+    Of several processes only the first one prints. Another one prints its error only if the first one continues.
     """
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -46,21 +47,18 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     try:
         code = main()
         sys.stdout.flush()
-        leave()
-    except (UserError, OSError) as mistake:  # OSError: a folder that may not be read, a full disk under stdout
+        destroy_process_group()
+    except (UserError, OSError, torch.OutOfMemoryError) as mistake:  # OSError: an unreadable folder, a full disk
         if "--debug" in sys.argv:
             raise
+        if isinstance(mistake, torch.OutOfMemoryError):
+            mistake = "the GPU's memory is full: use a smaller --batch-size, or --precision bf16"
         if isinstance(mistake, OSError) and mistake.filename is None:
             mistake = cannot_write("standard output", mistake)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python fails over what is left of it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python fails at exit on what is still buffered
         if rank():
             time.sleep(PATIENCE)
         print(f"error: {mistake}", file=sys.stderr)
-        code = 2
-    except torch.OutOfMemoryError:
-        if "--debug" in sys.argv:
-            raise
-        print("error: the GPU's memory is full: take a smaller --batch-size, or --precision bf16", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130
@@ -76,7 +74,7 @@ def _number(kind: type, low: float, high: float, low_open: bool) -> Callable[[st
         except ValueError:
             value = float("nan")
         if not (low < value <= high or (value == low and not low_open)) or value == float("inf"):
-            what = "a whole number" if kind is int else "a number"
+            what = "an integer" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"got {text!r}, expected {what} {bounds}")
         return value
 
@@ -84,64 +82,59 @@ def _number(kind: type, low: float, high: float, low_open: bool) -> Callable[[st
 
 
 positive_int = _number(int, 1, float("inf"), low_open=False)
-non_negative_int = _number(int, 0, 2**32 - 1, low_open=False)  # a seed: 32 bits, as NumPy's
+non_negative_int = _number(int, 0, 2**32 - 1, low_open=False)
 positive_float = _number(float, 0, float("inf"), low_open=True)
 non_negative_float = _number(float, 0, float("inf"), low_open=False)
 fraction = _number(float, 0, 1, low_open=False)
 
 
 def add_device_flags(parser: Parser, *, precision: bool = True) -> None:
-    """Add --device, and --precision for commands that do not always compute in float32."""
+    """Add --device and, for commands that may compute in bfloat16, --precision."""
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    if not precision:
-        return
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                        help="auto: bf16 where the hardware has it")
+    if precision:
+        parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                            help="auto: bf16 where the hardware supports it")
 
 
 def add_data_flag(parser: Parser) -> None:
-    """Add --data, the folder of images or the word `builtin`."""
+    """Add --data: a data folder, or the word `builtin`."""
     parser.add_argument("--data", metavar="DIR", default=default_data(),
                         help="a folder made by common.prepare, or `builtin` (default here: %(default)s)")
 
 
-def add_training_flags(parser: Parser, *, steps: int, batch_size: int) -> None:
-    """Add the flags of a training run; `steps` and `batch_size` are the trainer's own defaults."""
+def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedule: str | None) -> None:
+    """Add the flags that all trainers share, with these defaults; None leaves the schedule to the trainer's recipe."""
     add_data_flag(parser)
     add_device_flags(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/ and the run's name)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: a name under runs/)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", metavar="N", type=positive_int, default=steps,
-                        help="optimiser updates (default: %(default)s)")
-    length.add_argument("--epochs", metavar="N", type=positive_int, help="passes over the training set instead")
-    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=batch_size)
+                        help="optimizer updates (default: %(default)s)")
+    length.add_argument("--epochs", metavar="N", type=positive_int, help="length in passes over the training set")
+    parser.add_argument("--batch-size", metavar="N", type=positive_int, default=batch_size,
+                        help="of all processes together (default: %(default)s)")
+    parser.add_argument("--lr-schedule", choices=LR_SCHEDULES, default=lr_schedule,
+                        help=f"how learning rates fall over the run (default: {lr_schedule or 'by recipe'})")
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the networks")
     parser.add_argument("--log-every", metavar="STEPS", type=positive_int, default=50)
     parser.add_argument("--sample-every", metavar="STEPS", type=positive_int, default=1000)
     parser.add_argument("--save-every", metavar="STEPS", type=positive_int, default=1000)
     parser.add_argument("--resume", metavar="auto|PATH",
-                        help="auto: go on from the run folder's checkpoint, if it has one")
+                        help="auto: continue from the run folder's checkpoint, if there is one")
     parser.add_argument("--dry-run", action="store_true", help="print the settings and stop")
 
 
-def add_sync_bn_flag(parser: Parser) -> None:
-    """Add --sync-bn, for networks with batch normalisation."""
-    parser.add_argument("--sync-bn", action="store_true",
-                        help="with several GPUs: batch normalisation over the whole batch, not each GPU's share")
-
-
 def resolve_steps(args: argparse.Namespace, num_items: int) -> None:
-    """Turn --epochs into --steps; refuse a batch larger than the training set or not to be shared equally."""
+    """Convert --epochs to --steps. Raises UserError if the batch is too large or not divisible among the processes."""
     if args.batch_size > num_items:
         raise UserError(f"--batch-size {args.batch_size} is larger than the training set ({num_items} images)")
     if args.batch_size % world_size():
-        raise UserError(f"--batch-size {args.batch_size} does not divide among {world_size()} processes: "
-                        "it is that of all together, take a multiple")
+        raise UserError(f"--batch-size {args.batch_size} is not a multiple of the {world_size()} processes that share "
+                        "it: use a multiple")
     if args.epochs is not None:
         args.steps = args.epochs * (num_items // args.batch_size)
 
 
-def describe(args: argparse.Namespace) -> str:
-    """Return the settings as one `name=value` line."""
-    return " ".join(f"{name}={value}" for name, value in sorted(vars(args).items()))
+def describe(settings: dict[str, Any]) -> str:
+    """Return the settings as one line of `name=value` pairs."""
+    return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, and renamed when nothing can fail any more."""
+"""Files that are complete or absent: written under a temporary name, then renamed."""
 
 import contextlib
 import json
@@ -11,13 +11,15 @@ from common.errors import UserError
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, and at the end rename it.
+def atomic_path(path: Path, writer: str = "") -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to, and rename it at the end.
+
+    `writer` is part of the temporary name: it separates processes that may write the same file at once.
 
     Raises:
-        UserError: it cannot be written; what stood at `path` is as it was, and nothing stands beside it.
+        UserError: the file cannot be written. `path` is unchanged, and no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{writer}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -30,16 +32,16 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def cannot_write(path: Path | str, error: OSError) -> UserError:
-    """Return the one line for a full disk, a read-only folder, or another thing of this name in the way."""
-    return UserError(f"{path}: cannot write it ({error.strerror or error}): make room, or write elsewhere")
+    """Return the error for a full disk, a read-only folder, or a file in the place of a folder."""
+    return UserError(f"{path}: cannot write ({error.strerror or error}): free some space, or write elsewhere")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as `whole` does."""
-    with whole(path) as temporary:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file as `whole` does."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

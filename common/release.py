@@ -1,16 +1,17 @@
-"""Turn a finished run into a released checkpoint, and write down in weights/manifest.json where it is from.
+"""Make a released checkpoint from a finished run, and record in the manifest beside it how it was made.
 
     python -m common.release runs/gan-sagan weights/sagan.pt --scores runs/gan-sagan/scores.json
 
-The released file holds the inference weights in half precision. The manifest says what made it: command,
-seed, steps, training time, hardware, versions, scores, and the file's SHA-256.
+The released file holds the inference weights in half precision. The manifest holds the command, seed, steps,
+training time, hardware, versions, scores, and the file's SHA-256.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from common.checkpoint import MANIFEST, release, sha256
+from common import checkpoint
 from common.cli import Parser, run_main
 from common.errors import UserError
 from common.files import write_json
@@ -20,33 +21,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN_DIR", type=Path)
-    parser.add_argument("out", metavar="OUT.pt", type=Path, help="the file to write; the manifest stands beside it")
-    parser.add_argument("--scores", metavar="JSON", type=Path, help="what an evaluate command wrote")
+    parser.add_argument("out", metavar="OUT.pt", type=Path, help="the file to write, beside manifest.json")
+    parser.add_argument("--scores", metavar="JSON", type=Path, help="scores written by an evaluate command")
     parser.add_argument("--note", help="what a user of the weights should know")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+def write_weights(run_checkpoint: Path, path: Path) -> dict[str, Any]:
+    """Write the inference weights of a run's checkpoint in half precision; return its kind, model_args and step."""
+    content = checkpoint.load(run_checkpoint)
+    weights = {name: w.half() if w.is_floating_point() else w for name, w in content["weights"].items()}
+    about = {name: content[name] for name in ("kind", "model_args", "step")}
+    checkpoint.save(path, {**about, "weights": weights})
+    return about
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
     try:
-        settings = json.loads((args.run / "args.json").read_text())
-        versions = json.loads((args.run / "versions.json").read_text())
-        done = json.loads((args.run / "done").read_text())
+        settings, versions, done = (json.loads((args.run / name).read_text())
+                                    for name in ("args.json", "versions.json", "done"))
         scores = json.loads(args.scores.read_text()) if args.scores else None
     except (OSError, ValueError) as error:
         raise UserError(f"{args.run} is not a finished run, or --scores is no JSON file: {error}") from None
-    entry = release(args.run / "last.pt", args.out)
-    entry |= {"sha256": sha256(args.out), "seed": settings["seed"], "seconds": done["seconds"],
+    entry = write_weights(args.run / "last.pt", args.out)
+    entry |= {"sha256": checkpoint.sha256(args.out), "seed": settings["seed"], "seconds": done["seconds"],
               "args": settings, "versions": versions, "scores": scores}
     if args.note:
         entry["note"] = args.note
-    manifest_path = args.out.with_name(MANIFEST)
+    manifest_path = args.out.with_name(checkpoint.MANIFEST)
     manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
     manifest[args.out.name] = entry
     write_json(manifest_path, dict(sorted(manifest.items())))
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB) and its entry in {manifest_path}")
-    return 0
 
 
 if __name__ == "__main__":

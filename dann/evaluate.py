@@ -3,11 +3,10 @@
     python -m dann.evaluate runs/dann-mnistm-usps-* --out report/dann.md
     python -m dann.evaluate --confusion runs/dann-mnistm-usps-dann-plus
 
-A row is what the network was trained on and how, a column a pair of domains; a cell is the accuracy on the
-target, with the standard deviation over seeds where there are several. A last table is the oracle: the accuracy
-on test of the preview with the best accuracy on val, which only someone with target labels can choose. `--confusion`
-adds for each run how often the target's validation digits (a row each) are read as which (a column each). `--out`
-writes the tables as Markdown, and the numbers of the cells beside it as JSON.
+There is one row per mode and recipe, one column per pair of domains, and one table each for val, test and the oracle. A
+cell is the accuracy on the target: mean and standard deviation over seeds. The oracle is the preview with the best
+accuracy on val; only target labels can choose it. `--confusion` adds a confusion matrix of each run on val: one row per
+digit, one column per predicted digit. `--out` writes the tables as Markdown, and beside it their numbers as JSON.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from common.cli import Parser, run_main
-from common.datasets import load_digits
+from common.data.folder import load_digits
 from common.device import select_device
 from common.errors import UserError
 from common.files import write_json, write_text
@@ -28,13 +27,13 @@ from dann.predict import load_network, predict
 ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "plus",
         ("target", None): "trained on target"}
 SPLITS = {"val": "accuracy on val, %", "test": "accuracy on test, %",
-          "oracle": "accuracy on test of the oracle's step (chosen by target labels, used nowhere), %"}
+          "oracle": "accuracy on test at the oracle's step (chosen by target labels, for comparison only), %"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run folders of dann.train")
+    parser.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="finished run folders of dann.train")
     parser.add_argument("--confusion", action="store_true", help="add the confusion matrix of each run")
     parser.add_argument("--out", metavar="TABLE.md", type=Path)
     args = parser.parse_args(argv)
@@ -44,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_results(run_dirs: list[Path]) -> list[dict]:
-    """Return each run's result.json; runs that differ in more than the seed may not share a cell."""
+    """Return the result.json of each run; runs of one cell that differ in more than the seed are a UserError."""
     results, steps, seeds = [], {}, {}
     for run_dir in run_dirs:
         try:
@@ -53,28 +52,27 @@ def read_results(run_dirs: list[Path]) -> list[dict]:
             raise UserError(f"{run_dir} has no result.json: finish it with --resume auto") from None
         cell = row_of(result), column_of(result)
         if result["steps"] != steps.setdefault(cell, result["steps"]):
-            raise UserError(f"{run_dir}: got {result['steps']} steps, expected {steps[cell]} like the others "
-                            "of its cell: leave it out")
+            raise UserError(f"{run_dir}: got {result['steps']} steps, expected {steps[cell]} like the other runs of "
+                            "its cell: leave it out")
         if seeds.setdefault((cell, result["seed"]), run_dir) is not run_dir:
-            raise UserError(f"{run_dir}: same settings and seed as {seeds[cell, result['seed']]}: "
-                            "leave one out")
+            raise UserError(f"{run_dir}: same settings and seed as {seeds[cell, result['seed']]}: leave one out")
         results.append(result)
     return results
 
 
 def row_of(result: dict) -> str:
-    """Return the row's title."""
+    """Return the title of the row, such as "plus, no geometry"."""
     return ", ".join([ROWS[result["mode"], result["recipe"]], *result["changes"]])
 
 
 def column_of(result: dict) -> str:
-    """Return the column's title."""
+    """Return the title of the column, such as "mnistm -> usps"."""
     pair = f"{result['source']} -> {result['target']}"
     return f"{pair} (builtin)" if result["data"] == "builtin" else pair
 
 
 def build_table(results: list[dict]) -> list[dict]:
-    """Return one dict a cell: row, column, seeds, and for each split the mean and standard deviation."""
+    """Return one dict per cell: row, column, steps, seeds, and the mean and standard deviation of each split."""
     groups: dict[tuple[str, str], list[dict]] = {}
     order = list(ROWS)
     for result in sorted(results, key=lambda r: (order.index((r["mode"], r["recipe"])), r["changes"], r["seed"])):
@@ -83,26 +81,25 @@ def build_table(results: list[dict]) -> list[dict]:
     for (row, column), runs in groups.items():
         cell = {"row": row, "column": column, "steps": runs[0]["steps"], "seeds": [run["seed"] for run in runs]}
         for split in SPLITS:
-            rows = [run["oracle"] if split == "oracle" else run for run in runs]
-            scores = [row["test" if split == "oracle" else split] for row in rows if "test" in row or split == "val"]
+            scores = [run["oracle"]["test"] if split == "oracle" else run[split]
+                      for run in runs if split == "val" or "test" in run]
             if scores:
-                spread = statistics.stdev(scores) if len(scores) > 1 else None
-                cell[split] = {"mean": statistics.mean(scores), "std": spread}
+                cell[split] = {"mean": statistics.mean(scores),
+                               "std": statistics.stdev(scores) if len(scores) > 1 else None}
         cells.append(cell)
     return cells
 
 
 def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
-    """Lay the cells out as one Markdown table a split, in percent."""
-    blocks = []
+    """Return one Markdown table per split, in percent."""
+    tables = []
     for split in splits:
-        found = {(cell["row"], cell["column"]): cell for cell in cells if split in cell}
-        if found:
-            rows, columns = (list(dict.fromkeys(pair)) for pair in zip(*found, strict=True))
-            lines = [[SPLITS[split], *columns], ["---"] * (len(columns) + 1)]
-            lines += [[row, *(_shown(found.get((row, column)), split) for column in columns)] for row in rows]
-            blocks.append(_laid_out(lines))
-    return "\n".join(blocks)
+        shown = {(cell["row"], cell["column"]): _percent(cell[split], cell["seeds"]) for cell in cells if split in cell}
+        if shown:
+            rows, columns = (list(dict.fromkeys(titles)) for titles in zip(*shown, strict=True))
+            tables.append(_markdown([SPLITS[split], *columns],
+                                    [[row, *(shown.get((row, column), "-") for column in columns)] for row in rows]))
+    return "\n".join(tables)
 
 
 def confusion(run_dir: Path, result: dict) -> str:
@@ -112,20 +109,17 @@ def confusion(run_dir: Path, result: dict) -> str:
     digits = load_digits(result["data"], result["target"], "val")
     _, predicted = predict(model, digits.images, model_args["standardise"], device)
     counts = torch.bincount(10 * digits.labels + predicted, minlength=100).view(10, 10)
-    title = f"{row_of(result)}, {column_of(result)}, seed {result['seed']}: digits of val, read as"
-    lines = [[title, *range(10)], ["---"] * 11, *([digit, *row] for digit, row in enumerate(counts.tolist()))]
-    return _laid_out(lines)
+    title = f"{row_of(result)}, {column_of(result)}, seed {result['seed']}: digits of val, predicted as"
+    return _markdown([title, *range(10)], [[digit, *row] for digit, row in enumerate(counts.tolist())])
 
 
-def _laid_out(lines: list[list]) -> str:
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+def _percent(score: dict, seeds: list[int]) -> str:
+    spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f} ({len(seeds)} seeds)"
+    return f"{100 * score['mean']:.1f}{spread}"
 
 
-def _shown(cell: dict | None, split: str) -> str:
-    if cell is None:
-        return "-"
-    mean, std = cell[split]["mean"], cell[split]["std"]
-    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f} ({len(cell['seeds'])} seeds)")
+def _markdown(header: list, rows: list[list]) -> str:
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (header, ["---"] * len(header), *rows))
 
 
 def main(argv: list[str] | None = None) -> int:

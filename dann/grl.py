@@ -18,18 +18,15 @@ class _GradientReversal(torch.autograd.Function):
 
 
 def grad_reverse(x: Tensor, coeff: Tensor | float) -> Tensor:
-    """Return x, of any shape, unchanged; on the way back the gradient is multiplied by -coeff.
-
-    A coeff that changes at every step should be a 0-d tensor: torch.compile compiles anew for every float.
-    """
+    """Return x, of any shape, unchanged; the backward pass multiplies its gradient by -coeff, a float or 0-d tensor."""
     return _GradientReversal.apply(x, coeff)
 
 
 def grl_coeff(progress: float, gamma: float = 10.0) -> float:
-    """Return the paper's lambda: 0 at the start of training, nearly 1 at its end (eq. 14).
+    """Return the paper's lambda (eq. 14): it rises from 0 at the start of training to nearly 1 at its end.
 
     Args:
         progress: the share of training that is done, in [0, 1].
-        gamma: how fast it rises (sec. 4: 10).
+        gamma: how fast lambda rises; the paper uses 10 (sec. 4).
     """
     return 2 / (1 + math.exp(-gamma * progress)) - 1

@@ -1,14 +1,21 @@
-"""The report's DANN: a feature extractor, a digit classifier, and a domain discriminator behind a GRL."""
+"""DANN: a feature extractor, a digit classifier, and a domain discriminator behind gradient reversal.
+
+Ganin et al. 2016, JMLR 17(59), arXiv:1505.07818. The paper uses several networks; here all pairs of domains share one.
+"""
 
 from torch import Tensor, nn
 
 from dann.grl import grad_reverse
 
-KIND = "dann"
+KIND = "dann"  # of its checkpoints
 
 
 class DANN(nn.Module):
-    """Digit and domain logits from shared features (Ganin et al. 2016, JMLR 17(59), fig. 1)."""
+    """Digit and domain logits from shared features (fig. 1).
+
+    Images are (B, 3, 28, 28) float32: standardised per image (mean 0, standard deviation 1), or in [-1, 1] if the
+    network was trained with --no-standardise. `dann.inputs.network_input` prepares them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,15 +34,13 @@ class DANN(nn.Module):
         )
 
     def features(self, x: Tensor) -> Tensor:
-        """Map (B, 3, 28, 28) float32 in [-1, 1] to (B, 768)."""
+        """Map images (B, 3, 28, 28) to features (B, 768)."""
         return self.feature(x).flatten(1)
 
     def forward(self, x: Tensor, coeff: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Return (B, 10) class and (B, 2) domain logits; the domain's gradient into the features is reversed.
+        """Map images to (B, 10) class logits and (B, 2) domain logits.
 
-        Args:
-            x: (B, 3, 28, 28) float32 in [-1, 1].
-            coeff: the factor of the reversed gradient, a float or 0-d.
+        The gradient of the domain logits reaches the features multiplied by -coeff, a float or 0-d tensor.
         """
         features = self.features(x)
         return self.classifier(features), self.discriminator(grad_reverse(features, coeff))

@@ -11,16 +11,14 @@ from common.device import place
 from dann.inputs import network_input
 from dann.networks import DANN, KIND
 
-BATCH = 1000
+BATCH = 1000  # images per forward pass
 
 
 def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]]:
-    """Return the network of a checkpoint, on the device, and its model_args.
-
-    They are source, target, mode, recipe, and standardise, which `predict` has to be told.
+    """Return a network on the device, and its model_args: source, target, mode, recipe and standardise.
 
     Raises:
-        UserError: missing, damaged or foreign file.
+        UserError: the file is missing, damaged, or not a checkpoint of DANN.
     """
     model_args, weights = load_weights(path, KIND)
     model = DANN()
@@ -30,12 +28,12 @@ def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]
 
 @torch.no_grad()
 def predict(model: DANN, images: Tensor, standardise: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what the network sees; it is left in eval mode.
+    """Return features and digits of images. The network is left in eval mode.
 
     Args:
         model: on `device`.
         images: (N, 3, 28, 28) uint8, on any device.
-        standardise: whether it was trained on standardised images.
+        standardise: whether the network was trained on standardised images.
 
     Returns:
         features: (N, 768) float32; digits: (N,) int64; both on the CPU.

@@ -1,10 +1,10 @@
-"""Draw validation features of source and target before and after adaptation, by digit and by domain.
+"""Plot features of source and target digits before and after adaptation.
 
     python -m dann.tsne runs/dann-mnistm-usps-source/last.pt weights/dann-mnistm-usps.pt --out tsne.png
 
-t-SNE (van der Maaten & Hinton 2008) of the 768 features, after PCA to 50: a column for each of the two
-networks, a row for each colouring. The same command gives the same picture. Distances between clusters mean
-nothing; whether the domains lie on each other, and the digits apart, does.
+t-SNE (van der Maaten & Hinton 2008) of the 768 features, after PCA to 50, on validation digits. There is one column per
+network; the upper row is coloured by digit, the lower one by domain. What counts is whether digits are apart and
+domains overlap: distances between clusters mean nothing. The same command always gives the same picture.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from common.cli import Parser, add_data_flag, add_device_flags, positive_int, run_main
-from common.datasets import ImageSet, load_digits
+from common.data.folder import load_digits
 from common.device import select_device
 from common.errors import UserError
 from common.images import save_picture
@@ -31,9 +31,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_data_flag(parser)
     add_device_flags(parser, precision=False)
     parser.add_argument("before", metavar="BEFORE.pt", type=Path, help="checkpoint of --mode source")
-    parser.add_argument("after", metavar="AFTER.pt", type=Path, help="checkpoint of --mode dann on the same domains")
+    parser.add_argument("after", metavar="AFTER.pt", type=Path, help="checkpoint of --mode dann for the same domains")
     parser.add_argument("--out", metavar="PNG", type=Path, required=True)
-    parser.add_argument("--points", metavar="N", type=positive_int, default=2000, help="images a domain")
+    parser.add_argument("--points", metavar="N", type=positive_int, default=2000,
+                        help="images per domain, at most (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.out.suffix != ".png":
         parser.error(f"--out: got {args.out}, expected a name that ends in .png")
@@ -41,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def embed(features: np.ndarray) -> np.ndarray:
-    """Map features (N, D) to the plane, (N, 2), deterministically."""
+    """Map features (N, D) to points in the plane (N, 2), always in the same way."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -53,33 +54,25 @@ def embed(features: np.ndarray) -> np.ndarray:
 
 def draw(planes: dict[str, np.ndarray], digits: np.ndarray, domains: np.ndarray, names: tuple[str, str],
          path: Path) -> None:
-    """Write the picture: a column an entry of `planes`, digits above, domains below.
+    """Write a PNG with one column per entry of `planes`: title -> (N, 2) points.
 
-    Args:
-        planes: title -> (N, 2) positions.
-        digits: (N,) 0..9.
-        domains: (N,) 0 for source, 1 for target.
-        names: what the domains are called.
-        path: a PNG.
+    `digits` are (N,) in 0..9; `domains` are (N,) indices of `names`, which are those of source and target.
     """
-    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+    from matplotlib.figure import Figure  # not pyplot, which opens windows and keeps global state
 
     figure = Figure(figsize=(5 * len(planes), 10), layout="constrained")
     axes = figure.subplots(2, len(planes), squeeze=False)
-    order = np.random.default_rng(0).permutation(len(digits))  # neither domain is painted over the other
+    order = np.random.default_rng(0).permutation(len(digits))  # so that neither domain hides the other
     for (title, plane), (top, bottom) in zip(planes.items(), axes.T, strict=True):
         for axis, colours, palette in ((top, digits, "tab10"), (bottom, domains, "coolwarm")):
             dots = axis.scatter(*plane[order].T, c=colours[order], cmap=palette, s=4, linewidths=0)
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[], title=f"{title}, by {'digit' if axis is top else 'domain'}")
             handles, labels = dots.legend_elements()
             axis.legend(handles, names if axis is bottom else labels, fontsize=8, ncols=10, handletextpad=0,
-                        columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 0))  # beside the points, not on them
-        top.set_title(f"{title}, by digit")
-        bottom.set_title(f"{title}, by domain")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
-    save_picture(Image.open(drawn), path)
+                        columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 0))  # below the points
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    save_picture(Image.open(png), path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,23 +83,20 @@ def main(argv: list[str] | None = None) -> int:
                 for title, path in (("before adaptation", args.before), ("after adaptation", args.after))}
     pairs = [(model_args["source"], model_args["target"]) for _, model_args in networks.values()]
     if pairs[0] != pairs[1]:
-        raise UserError(f"{args.before} is of {' -> '.join(pairs[0])}, {args.after} of {' -> '.join(pairs[1])}: "
-                        "name two networks of the same domains")
+        raise UserError(f"{args.before} is for {' -> '.join(pairs[0])}, {args.after} for {' -> '.join(pairs[1])}: "
+                        "name two networks for the same domains")
 
-    sets = [_some(load_digits(args.data, domain, "val"), args.points) for domain in pairs[0]]
-    images = torch.cat([images for images, _ in sets])
-    digits = torch.cat([labels for _, labels in sets]).numpy()
-    domains = np.repeat([0, 1], [len(images) for images, _ in sets])
+    sets = [load_digits(args.data, domain, "val") for domain in pairs[0]]
+    chosen = [torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))[:args.points]
+              for digits in sets]
+    images = torch.cat([digits.images[rows] for digits, rows in zip(sets, chosen, strict=True)])
+    labels = torch.cat([digits.labels[rows] for digits, rows in zip(sets, chosen, strict=True)])
+    counts = [len(rows) for rows in chosen]
     planes = {title: embed(predict(model, images, model_args["standardise"], device)[0].numpy())
               for title, (model, model_args) in networks.items()}
-    draw(planes, digits, domains, pairs[0], args.out)
-    print(f"wrote {args.out}: {len(sets[0][0])} {pairs[0][0]} and {len(sets[1][0])} {pairs[0][1]} images")
+    draw(planes, labels.numpy(), np.repeat([0, 1], counts), pairs[0], args.out)
+    print(f"wrote {args.out}: {counts[0]} {pairs[0][0]} and {counts[1]} {pairs[0][1]} images")
     return 0
-
-
-def _some(digits: ImageSet, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    chosen = torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))[:count]
-    return digits.images[chosen], digits.labels[chosen]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
-"""Attention over the positions of small maps: PyTorch's fused kernel, and a faster one for training on CPUs.
+"""Scaled dot-product attention: PyTorch's fused kernel, and a faster one for training on CPUs in bfloat16.
 
-On the way back the fused kernel computes the attention map once more; with heads of 16 channels the exponentials
-in it cost more than the products. In bfloat16 on a CPU there is memory enough to keep the map, and images go
-through a few at a time, so that a map is used while it lies in the cache. What the whole training step gains by
-this and the rest is in `scripts/benchmark.py`.
+The fused kernel (FlashAttention: Dao et al. 2022, arXiv:2205.14135) recomputes the attention map in the backward pass.
+With 16 channels per head, the exponentials of the map cost more than the matrix products. In bfloat16 on a CPU the map
+fits in memory, so it is stored instead. The batch is processed in chunks whose map fits in the cache.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CACHED = 2**18  # elements of attention maps at a time; one 28x28 image has more
+CHUNK_ELEMENTS = 2**18  # of the attention maps of one chunk; the map of one 28x28 image is larger
 
 
-class _KeptAttention(torch.autograd.Function):
+class _StoredMapAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, chunk: int) -> Tensor:
         maps, outputs = [], []
@@ -28,7 +27,7 @@ class _KeptAttention(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, output, *maps = ctx.saved_tensors
         grad = grad.contiguous()
-        # A softmax p passes on p (dp - sum p dp), and sum p dp = sum output grad (Dao et al. 2022, app. B.4).
+        # The gradient of a softmax p is p (dp - sum p dp), and sum p dp = sum output grad (Dao et al. 2022, app. B.4).
         mean = (grad.float() * output.float()).sum(-1, keepdim=True).to(grad.dtype)
         chunks = (x.split(len(maps[0])) for x in (q, k, v, grad, mean))
         grads = []
@@ -40,16 +39,9 @@ class _KeptAttention(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(D)) v.
-
-    Args:
-        q, k, v: (B, heads, N, D) floating point, of one dtype.
-
-    Returns:
-        (B, heads, N, D) of that dtype.
-    """
+    """Return softmax(q k^T / sqrt(D)) v, like q. All are (B, heads, N, D) and of one floating-point dtype."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
         _, heads, n, dim = q.shape
-        chunk = max(1, CACHED // (heads * n * n))
-        return _KeptAttention.apply((q * dim**-0.5).contiguous(), k.contiguous(), v.contiguous(), chunk)
+        chunk = max(1, CHUNK_ELEMENTS // (heads * n * n))
+        return _StoredMapAttention.apply((q * dim**-0.5).contiguous(), k.contiguous(), v.contiguous(), chunk)
     return F.scaled_dot_product_attention(q, k, v)

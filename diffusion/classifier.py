@@ -1,6 +1,5 @@
-"""The separate digit classifier that scores generated digits; it never sees a generated image in training."""
+"""The digit classifier that scores generated digits. It is trained on real digits only."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -8,8 +7,7 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from common.batches import Batches
-from common.checkpoint import load_into, load_weights
-from common.datasets import ImageSet
+from common.data.folder import ImageSet
 from common.device import autocast, place
 from common.images import to_float
 
@@ -18,7 +16,7 @@ EPOCHS, BATCH_SIZE, MAX_LR = 3, 256, 4e-3
 
 
 class DigitClassifier(nn.Module):
-    """A small convolutional classifier; its 128 penultimate features also feed the Frechet distance."""
+    """A small convolutional network. The Frechet distance uses its 128 last hidden features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,11 +24,8 @@ class DigitClassifier(nn.Module):
         def block(i: int, o: int) -> list[nn.Module]:
             return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
 
-        self.body = nn.Sequential(
-            *block(3, 32), nn.MaxPool2d(2),
-            *block(32, 64), nn.MaxPool2d(2),
-            *block(64, 128), *block(128, 128), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
-        )
+        self.body = nn.Sequential(*block(3, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2), *block(64, 128),
+                                  *block(128, 128), nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.head = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,58 +36,51 @@ class DigitClassifier(nn.Module):
 
 @torch.inference_mode()
 def predict(model: DigitClassifier, images: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return features (N, 128) and digits (N,) of uint8 images (N, 3, 28, 28), on the CPU."""
-    outputs = []
-    for batch in images.split(500):
-        with autocast(device, dtype):
-            features, class_logits = model(to_float(batch.to(device)))
-        outputs.append((features.cpu(), class_logits.argmax(1).cpu()))
-    features, digits = zip(*outputs, strict=True)
-    return torch.cat(features), torch.cat(digits)
+    """Return features (N, 128) float32 and digits (N,) int64 of uint8 images (N, 3, 28, 28), on the CPU."""
+    with autocast(device, dtype):
+        outputs = [model(to_float(batch.to(device))) for batch in images.split(500)]
+    features, class_logits = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
+    return features, class_logits.argmax(1)
 
 
 def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int = 0) -> DigitClassifier:
-    """Train with random one-pixel shifts and a one-cycle rate; under a minute on two cores for 48,000 digits.
-
-    Raises:
-        FloatingPointError: the loss became infinite or no number.
-    """
+    """Train with random shifts of one pixel and a one-cycle rate: one minute on two cores for 48,000 digits."""
     torch.manual_seed(seed)
     model = place(DigitClassifier(), device)
     images, labels = digits.images.to(device), digits.labels.to(device)
     batches = Batches(len(images), min(BATCH_SIZE, len(images)), seed)
-    steps = max(300, EPOCHS * len(images) // batches.batch_size)
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, MAX_LR, total_steps=steps, pct_start=0.2)
-    for _ in range(steps):
+    num_steps = max(300, EPOCHS * len(images) // batches.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=num_steps, pct_start=0.2)
+    for _ in range(num_steps):
         index = batches.next().to(device)
         dy, dx = torch.randint(-1, 2, (2,)).tolist()
         x = to_float(images[index].roll((dy, dx), dims=(2, 3)))
         with autocast(device, dtype):
             _, class_logits = model(x)
         loss = nn.functional.cross_entropy(class_logits, labels[index], label_smoothing=0.05)
-        if not math.isfinite(loss.item()):
+        if not loss.isfinite():
             raise FloatingPointError("the digit classifier diverged")
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-        schedule.step()
+        optimizer.step()
+        one_cycle.step()
     return model.eval()
 
 
 def default_path(data: str, domain: str) -> Path:
-    """Return where the classifier of a digit set is kept."""
+    """Return where the classifier of a digit domain is stored."""
     return Path("runs") / f"classifier-{Path(data).name}-{domain}.pt"
 
 
 def load_or_train(path: Path, digits: ImageSet, device: torch.device, dtype: torch.dtype) -> DigitClassifier:
-    """Return the classifier kept at `path`; train it on `digits` and keep it there if there is none."""
+    """Load the classifier stored at `path`; if there is none, train it on `digits` and store it."""
     if path.exists():
-        _, weights = load_weights(path, KIND)
+        _, weights = checkpoint.load_weights(path, KIND)
         model = DigitClassifier()
-        load_into(model, weights, path)
+        checkpoint.load_into(model, weights, path)
         return place(model, device).eval()
-    print(f"training the digit classifier once, kept as {path}", flush=True)
+    print(f"training the digit classifier once; it will be stored as {path}", flush=True)
     model = train(digits, device, dtype)
     checkpoint.save(path, {"kind": KIND, "model_args": {}, "weights": model.state_dict()})
     return model

@@ -1,158 +1,139 @@
-"""Distil a trained diffusion model: the same network, fewer evaluations an image.
+"""Distil a diffusion model: the same network, with fewer evaluations per image.
 
     python -m diffusion.distill --teacher weights/diffusion.pt --out runs/distill
     python -m diffusion.distill --teacher runs/distill/last.pt --chain 8 --out runs/distill-8
 
-The first line is guidance distillation (Meng et al. 2023, arXiv:2210.03142, sec. 3.1, for one scale): at every time the
-student says in one evaluation what the teacher, guided, says in two. The second is a stage of progressive distillation
-(Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one DDIM step of the student goes where two evaluations of the
-teacher lead; the next stage takes its checkpoint as teacher for half as long a chain. Where the paper's first teacher
-takes two DDIM steps, ours takes one of DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1): over so few
-steps the error of DDIM itself is what a student would learn. The student starts from the teacher's weights. Its
-checkpoint remembers sampler and steps, so that `diffusion.inference --weights` needs no other flag.
+The first command is guidance distillation (Meng et al. 2023, arXiv:2210.03142, sec. 3.1, for one guidance scale): the
+student predicts in one evaluation what the guided teacher predicts in two.
+
+The second command is one stage of progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one
+DDIM step of the student replaces two evaluations of the teacher. The student can be the teacher of the next stage, with
+half as many steps. Unlike the paper, the first teacher takes one step of DPM-Solver++(2S) (Lu et al. 2022,
+arXiv:2211.01095, algorithm 1) instead of two DDIM steps, because few DDIM steps have a large error.
+
+The student starts from the teacher's weights. Its checkpoint stores the sampler and the number of steps, so
+`diffusion.inference --weights` needs no other flag.
 """
 
 import argparse
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common.batches import Batches, MicroBatches
+from common import cli
+from common.batches import Batches
 from common.checkpoint import RELEASED
-from common.cli import (
-    Parser,
-    add_training_flags,
-    describe,
-    fraction,
-    non_negative_float,
-    positive_float,
-    positive_int,
-    resolve_steps,
-    run_main,
-)
-from common.datasets import load_digits
-from common.device import autocast, seed_everything, select_device, select_dtype
-from common.distributed import average_gradients, first_alone, join, rank, share
+from common.data.folder import load_digits
+from common.device import autocast, select_device, select_dtype
+from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
 from common.errors import UserError
 from common.images import save_picture, to_float
-from common.runlog import Run
-from diffusion.generate import STANDARD, Network, Setting, load_network, preview
+from common.lr_schedule import lr_at, set_lr
+from common.run import Run
 from diffusion.loss import x0_loss
-from diffusion.samplers import ddim_times, guided_x0
+from diffusion.pipeline import STANDARD, Pipeline, Setting, load_pipeline, preview
+from diffusion.samplers import ddim_step, ddim_times
+from diffusion.schedule import NUM_TIMESTEPS
 from diffusion.unet import KIND
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(__doc__)
-    add_training_flags(parser, steps=2000, batch_size=64)
+    """Parse the command line."""
+    parser = cli.Parser(__doc__)
+    cli.add_training_flags(parser, steps=2000, batch_size=64, lr_schedule="linear")
     parser.set_defaults(out=Path("runs/distill"))
     parser.add_argument("--teacher", metavar="CKPT", type=Path, default=RELEASED / "diffusion.pt",
-                        help="the network to learn from (default: the released one)")
-    parser.add_argument("--guidance", metavar="SCALE", type=non_negative_float,
-                        help=f"the teacher's (default: {STANDARD.guidance:g}, or what a distilled teacher has learnt)")
-    parser.add_argument("--chain", metavar="N", type=positive_int,
-                        help="steps of the student, each for two of the teacher (default: learn the guidance alone)")
-    parser.add_argument("--domain", default="mnistm", help="digit set to learn on (default: %(default)s)")
-    parser.add_argument("--lr", type=positive_float, default=3e-4, help="at the start; it falls to 0 in a line")
-    parser.add_argument("--ema-decay", type=fraction, default=0.99)
+                        help="the network to distil (default: the released one)")
+    parser.add_argument("--guidance", metavar="SCALE", type=cli.non_negative_float,
+                        help=f"guidance scale of the teacher (default: {STANDARD.guidance:g}; 1 if it is distilled)")
+    parser.add_argument("--chain", metavar="N", type=cli.positive_int,
+                        help="DDIM steps of the student, half the teacher's (default: distil the guidance only)")
+    parser.add_argument("--domain", default="mnistm", help="digits to train on (default: %(default)s)")
+    parser.add_argument("--lr", type=cli.positive_float, default=3e-4, help="learning rate (default: %(default)s)")
+    parser.add_argument("--ema-decay", type=cli.fraction, default=0.99,
+                        help="decay of the average of the weights, which generates the images (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.chain is not None and args.chain > 500:
-        parser.error(f"--chain: got {args.chain}, expected at most 500, half of the teacher's 1000")
+    if args.chain is not None and args.chain > NUM_TIMESTEPS // 2:
+        parser.error(f"--chain: got {args.chain}, expected at most {NUM_TIMESTEPS // 2}, half of the teacher's steps")
     return args
 
 
-def check_teacher(teacher: Network, args: argparse.Namespace) -> None:
-    """Fill in its guidance; refuse what it cannot teach.
-
-    Raises:
-        UserError: guidance it does not know, a chain it was not made for, or nothing to learn.
-    """
-    if args.guidance is None:
-        args.guidance = teacher.setting.guidance
-    teacher.check_guidance(args.guidance, args.teacher)
-    if teacher.distilled and teacher.distilled.sampler == "ddim" and teacher.distilled.steps != 2 * (args.chain or 0):
-        raise UserError(f"{args.teacher} knows a chain of {teacher.distilled.steps} steps: got --chain {args.chain}, "
+def check_teacher(teacher: Pipeline, path: Path, guidance: float, chain: int | None) -> None:
+    """Raise UserError if the teacher cannot be guided, its chain is not twice as long, or nothing is left to distil."""
+    teacher.check_guidance(guidance, path)
+    if teacher.distilled and teacher.distilled.sampler == "ddim" and teacher.distilled.steps != 2 * (chain or 0):
+        raise UserError(f"{path} was distilled to {teacher.distilled.steps} steps: got --chain {chain}, "
                         f"expected half of them, {teacher.distilled.steps // 2}")
-    if args.chain is None and args.guidance == 1:
-        raise UserError("guidance 1 is the network itself: nothing to learn from it without --chain N")
+    if chain is None and guidance == 1:
+        raise UserError("with guidance 1 and without --chain, the student would equal its teacher: add --chain N")
+
+
+def chain_times(num_timesteps: int, chain: int | None) -> Tensor:
+    """Return one row of times per step of the student, int64; -1 is the finished image.
+
+    With a chain, (chain, 3): where a step starts, where the teacher's second evaluation is, and where the step ends.
+    Without, (T, 2): every t, and t - 1.
+    """
+    stride = 1 if chain is None else 2
+    times = ddim_times(num_timesteps, stride * (chain or num_timesteps))
+    return torch.tensor([*times, -1]).unfold(0, stride + 1, stride)
 
 
 @torch.no_grad()
-def teach(teacher: Network, guidance: float, x_t: Tensor, times: list[Tensor], labels: Tensor) -> Tensor:
-    """Return the x_0 with which one DDIM step from x_t goes where the teacher goes.
+def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return the x_0 with which one DDIM step from x_t ends where the teacher's steps end.
 
-    Args:
-        teacher: whose way.
-        guidance: its scale.
-        x_t: (B, 3, 28, 28) float32.
-        times: where x_t is and where each of the teacher's one or two steps ends, (B,) int64 each; -1 is the finished
-            image.
-        labels: (B,) int64.
+    x_t is (B, 3, 28, 28) float32, and labels are (B,) int64 digits. `times` are the two or three columns of
+    `chain_times`, (B,) int64 each; the first is the time of x_t.
     """
-    schedule = teacher.schedule
-
-    def see(x: Tensor, t: Tensor) -> Tensor:
-        return guided_x0(teacher.model, schedule, x, t, labels, guidance, teacher.prediction)
-
-    def step(x: Tensor, x_0: Tensor, t: Tensor, end: Tensor) -> Tensor:
-        (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)
-        return end_signal * x_0 + end_sigma / sigma * (x - signal * x_0)
-
-    t, end = times[0], times[-1]
-    x_0 = see(x_t, t)
+    schedule, t, end = teacher.schedule, times[0], times[-1]
+    x_0 = teacher.denoise(x_t, t, labels, guidance)
     if len(times) == 2:
         return x_0
     middle = times[1]
-    x_middle = step(x_t, x_0, t, middle)
-    x_0_middle = see(x_middle, middle)
+    x_middle = ddim_step(schedule, x_t, x_0, t, middle)
+    x_0_middle = teacher.denoise(x_middle, middle, labels, guidance)
     if teacher.distilled and teacher.distilled.sampler == "ddim":
-        # What it sees is where its own step leads. Two of them, solved for the x_0 of one.
-        x_end = step(x_middle, x_0_middle, middle, end)
+        # Take the teacher's second DDIM step, then solve x_end = ddim_step(x_t, target, t, end) for the target.
+        x_end = ddim_step(schedule, x_middle, x_0_middle, middle, end)
         (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)
         ratio = end_sigma / sigma
         return (x_end - ratio * x_t) / (end_signal - ratio * signal)
-    start, half, whole = (schedule.snr(time).log() / 2 for time in (t, middle, end.clamp(min=0)))
-    r = ((half - start) / (whole - start))[:, None, None, None]
+    # DPM-Solver++(2S), algorithm 1: lambda is half the log-SNR. The last step, to infinite lambda, is of first order.
+    lambda_t, lambda_middle, lambda_end = (schedule.snr(time).log() / 2 for time in (t, middle, end.clamp(min=0)))
+    r = ((lambda_middle - lambda_t) / (lambda_end - lambda_t))[:, None, None, None]
     return torch.where((end < 0)[:, None, None, None], x_0_middle, x_0 + (x_0_middle - x_0) / (2 * r))
 
 
-def train_step(student: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, teacher: Network, x_0: Tensor,
-               labels: Tensor, micro_batches: MicroBatches, args: argparse.Namespace,
-               dtype: torch.dtype) -> dict[str, Tensor]:
-    """Take one step of Salimans & Ho's algorithm 2, or of guidance distillation; return 0-d metrics.
+def train_step(student: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, teacher: Pipeline, x_0: Tensor,
+               labels: Tensor, *, guidance: float, chain: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Take one step of guidance distillation or of Salimans & Ho's algorithm 2, and return 0-d metrics.
 
     Args:
-        x_0: (B, 3, 28, 28) float32 in [-1, 1], the whole batch where several processes share it.
-        labels: (B,) int64.
+        teacher, guidance: the network to distil, and its guidance scale.
+        x_0, labels: this process's share of the batch: (B, 3, 28, 28) float32 in [-1, 1], and (B,) int64 digits.
+        chain: the table from `chain_times`, on the device.
+        dtype: in which the networks run.
     """
     schedule = teacher.schedule
-    num_steps, stride = (args.chain, 2) if args.chain else (schedule.num_timesteps, 1)  # stride: the teacher's to one
-    chain = torch.tensor([*ddim_times(schedule.num_timesteps, stride * num_steps), -1], device=x_0.device)
-    position = stride * torch.randint(0, num_steps, (len(x_0),), device=x_0.device)
-    noise = torch.randn_like(x_0)
-    x_0, labels, position, noise = map(share, (x_0, labels, position, noise))
-    times = [chain[position + i] for i in range(stride + 1)]
-    x_t = schedule.q_sample(x_0, times[0], noise)
-
-    def backward(part: slice) -> Tensor:
-        t = times[0][part]
-        with autocast(x_0.device, dtype):
-            target = teach(teacher, args.guidance, x_t[part], [time[part] for time in times], labels[part])
-            output = student(x_t[part], t, labels[part])
-        loss = x0_loss(schedule.predict_x0(x_t[part], t, output, teacher.prediction), target, schedule.snr(t))
-        (loss.sum() / len(x_0)).backward()
-        return loss.detach()
-
-    loss = micro_batches.run(backward, optimiser.zero_grad, len(x_0))
+    times = chain[torch.randint(0, len(chain), (len(x_0),), device=x_0.device)].unbind(1)
+    t = times[0]
+    x_t = schedule.q_sample(x_0, t, torch.randn_like(x_0))
+    with autocast(x_0.device, dtype):
+        target = distill_target(teacher, guidance, x_t, times, labels)
+        output = student(x_t, t, labels)
+    loss = x0_loss(schedule.predict_x0(x_t, t, output, teacher.prediction), target, schedule.snr(t)).mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
     average_gradients(student)
     grad_norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
     ema.update(student)
-    return {"loss": loss.mean(), "grad_norm": grad_norm}
+    return {"loss": loss, "grad_norm": grad_norm}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,34 +141,34 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    join(device)
-    teacher = load_network(args.teacher, device)
-    check_teacher(teacher, args)
-    with first_alone():
+    init_process_group(device)
+    teacher = load_pipeline(args.teacher, device)
+    if args.guidance is None:
+        args.guidance = teacher.setting.guidance
+    check_teacher(teacher, args.teacher, args.guidance, args.chain)
+    with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-    resolve_steps(args, len(digits.images))
+    cli.resolve_steps(args, len(digits.images))
     if args.dry_run:
-        print(describe(args))
+        print(cli.describe(vars(args)))
         return 0
 
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
     student = copy.deepcopy(teacher.model).train()
     ema = EMA(student, args.ema_decay)
-    optimiser = torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
-    batches, micro_batches = Batches(len(images), args.batch_size, args.seed), MicroBatches()
-    if args.compile:
-        student.compile()
-
+    optimizer = torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
+    batches = Batches(len(images), args.batch_size, args.seed)
+    chain = chain_times(teacher.schedule.num_timesteps, args.chain).to(device)
     setting = Setting("ddim", args.chain, 1.0) if args.chain else STANDARD._replace(guidance=1.0)
-    run = Run(args.out, KIND, args, model_args=teacher.model_args | {"distilled": list(setting[:3])},
-              parts={"model": student, "ema": ema, "optimiser": optimiser, "batches": batches}, weights=ema.module)
+
+    run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
+              parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module)
     for step in run.steps():
-        index = batches.next().to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = args.lr * (1 - step / args.steps)
-        run.record(train_step(student, ema, optimiser, teacher, to_float(images[index]), all_labels[index],
-                              micro_batches, args, dtype))
+        set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
+        index = shard(batches.next()).to(device)
+        run.record(train_step(student, ema, optimizer, teacher, to_float(images[index]), all_labels[index],
+                              guidance=args.guidance, chain=chain, dtype=dtype))
         if run.due(args.sample_every) and rank() == 0:
             save_picture(preview(teacher._replace(model=ema.module), setting, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
@@ -195,4 +176,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    cli.run_main(main)

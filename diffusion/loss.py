@@ -1,4 +1,4 @@
-"""The training losses of the diffusion model, with time and noise as arguments: no randomness in here."""
+"""The training losses of the diffusion model and of distillation. Time and noise are arguments: nothing is random."""
 
 from collections.abc import Callable
 
@@ -12,52 +12,39 @@ MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, sec. 4.2
 
 def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, x_0: Tensor, t: Tensor,
                    noise: Tensor, prediction: str, min_snr: bool) -> Tensor:
-    """Return the weighted squared error of each image.
+    """Return the weighted squared error per image, (B,) float32.
 
-    With noise prediction and without min-SNR this is L_simple of DDPM (eq. 14).
+    With "noise" and without min-SNR, this is L_simple of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 14).
 
     Args:
         predict: (x_t, t) -> network output, (B, 3, 28, 28) float32.
-        schedule: the noise schedule.
-        x_0: (B, 3, 28, 28) float32 in [-1, 1].
-        t: (B,) int64 in 0..T-1.
-        noise: like x_0, standard normal.
+        schedule, t: the noise schedule, and times (B,) int64 in 0..T-1.
+        x_0, noise: (B, 3, 28, 28) float32: images in [-1, 1], and standard normal noise.
         prediction: what the network predicts, "noise" or "velocity".
-        min_snr: weight by min(SNR, 5) in x_0 terms (Hang et al. 2023, arXiv:2303.09556).
-
-    Returns:
-        (B,) float32.
+        min_snr: whether to weight the squared error in x_0 by min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556).
     """
     output = predict(schedule.q_sample(x_0, t, noise), t)
     target = noise if prediction == "noise" else schedule.velocity(x_0, t, noise)
     loss = (output - target).square().mean(dim=(1, 2, 3))
     if min_snr:
-        # An error in the noise is SNR times, and one in the velocity SNR + 1 times, the error in x_0.
+        # The squared error in noise is SNR times that in x_0; the squared error in velocity is SNR + 1 times that.
         snr = schedule.snr(t)
         loss = loss * snr.clamp(max=MIN_SNR_GAMMA) / (snr if prediction == "noise" else snr + 1)
     return loss
 
 
 def x0_loss(x_0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
-    """Return max(SNR, 1) times the squared error in x_0 of each image (Salimans & Ho 2022, "truncated SNR", eq. 9).
+    """Return max(SNR, 1) times the squared error in x_0 per image, (B,) ("truncated SNR": Salimans & Ho 2022, eq. 9).
 
-    Args:
-        x_0, target: (B, 3, 28, 28) float32.
-        snr: (B,) signal-to-noise ratio at their times.
-
-    Returns:
-        (B,) float32.
+    x_0 and target are (B, 3, 28, 28) float32; snr is (B,) float32, the signal-to-noise ratio at each image's time.
     """
     return snr.clamp(min=1) * (x_0 - target).square().mean(dim=(1, 2, 3))
 
 
 def quartile_means(loss: Tensor, t: Tensor, num_timesteps: int) -> dict[str, Tensor]:
-    """Return the mean loss of each quarter of t as loss_q0..loss_q3, 0-d; an empty quarter gives the whole mean.
+    """Return the mean loss in each quarter of the time axis, 0-d: loss_q0 (little noise) .. loss_q3 (mostly noise).
 
-    Args:
-        loss: (B,) float32.
-        t: (B,) int64 in 0..T-1.
-        num_timesteps: T.
+    loss is (B,) float32, t is (B,) int64 in 0..num_timesteps-1. A quarter without images gets the overall mean.
     """
     quarter = t * 4 // num_timesteps
     means = {}

@@ -1,122 +1,110 @@
-"""Train the class-conditional diffusion model on MNIST-M digits.
+"""Train a class-conditional diffusion model on digits.
 
     python -m diffusion.train --data hw2_data --out runs/diffusion
 
-DDPM (Ho et al. 2020, arXiv:2006.11239) on the report's U-Net with per-sample label dropout for guidance. The
-reference recipe is `--prediction noise --schedule linear --no-min-snr`. The run folder gets metrics.jsonl
-(loss per quartile of t), a digit grid a preview under samples/, last.pt for resume and inference, and
-curves.png.
+DDPM (Ho et al. 2020, arXiv:2006.11239) with label dropout for classifier-free guidance (Ho & Salimans 2022,
+arXiv:2207.12598). Unlike DDPM, the defaults predict the velocity on a cosine schedule with min-SNR weights; the paper's
+recipe is `--prediction noise --schedule linear --no-min-snr`.
+
+The run folder holds last.pt (for resume and inference), curves.png, previews with one row per digit in samples/, and
+the log metrics.jsonl:
+
+    loss                    the weighted squared error
+    loss_q0 .. loss_q3      its mean in each quarter of the time axis, from little noise to almost pure noise
+    grad_norm               norm of the gradient, before it is clipped to 1
 """
 
 import argparse
-import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common import checkpoint
-from common.batches import Batches, MicroBatches
-from common.cli import (
-    Parser,
-    add_training_flags,
-    describe,
-    fraction,
-    positive_float,
-    positive_int,
-    resolve_steps,
-    run_main,
-)
-from common.datasets import load_digits
-from common.device import autocast, place, seed_everything, select_device, select_dtype
-from common.distributed import average_gradients, first_alone, join, rank, share
+from common import cli
+from common.batches import Batches
+from common.checkpoint import load_into, load_weights
+from common.data.folder import load_digits
+from common.device import autocast, place, select_device, select_dtype
+from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
 from common.errors import UserError
 from common.images import save_picture, to_float
-from common.runlog import Run
-from diffusion.generate import Network, Setting, preview
+from common.lr_schedule import lr_at, set_lr
+from common.run import Run
 from diffusion.loss import diffusion_loss, quartile_means
+from diffusion.pipeline import Pipeline, Setting, preview
 from diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
-from diffusion.widen import widen
 
 PREVIEW = Setting("ddim", 20, 2.0)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(__doc__)
-    add_training_flags(parser, steps=15_000, batch_size=64)
+    """Parse the command line."""
+    parser = cli.Parser(__doc__)
+    cli.add_training_flags(parser, steps=15_000, batch_size=64, lr_schedule="cosine")
     parser.set_defaults(out=Path("runs/diffusion"))
-    parser.add_argument("--domain", default="mnistm", help="digit set to learn (default: %(default)s)")
-    parser.add_argument("--width", metavar="N", type=positive_int, default=64,
-                        help="channels of the first map, a multiple of 4 (default: the report's 64)")
+    parser.add_argument("--domain", default="mnistm", help="digits to train on (default: %(default)s)")
+    parser.add_argument("--width", metavar="N", type=cli.positive_int, default=64,
+                        help="channels of the first map, a multiple of 4 (default: %(default)s)")
     parser.add_argument("--init", metavar="CKPT", type=Path,
-                        help="weights to start from, e.g. weights/diffusion.pt; narrower ones are widened")
-    parser.add_argument("--lr", type=positive_float, default=5e-4)
-    parser.add_argument("--warmup", metavar="STEPS", type=positive_int, default=500)
-    parser.add_argument("--ema-decay", type=fraction, default=0.999)
-    parser.add_argument("--label-dropout", type=fraction, default=0.1, help="share of samples trained without label")
-    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity")
-    parser.add_argument("--schedule", choices=SCHEDULES, default="cosine")
-    parser.add_argument("--min-snr", action=argparse.BooleanOptionalAction, default=True)
+                        help="start from the weights of this checkpoint, e.g. weights/diffusion.pt")
+    parser.add_argument("--lr", type=cli.positive_float, default=5e-4, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--warmup", metavar="STEPS", type=cli.positive_int, default=500,
+                        help="steps in which the learning rate rises to its peak (default: %(default)s)")
+    parser.add_argument("--ema-decay", type=cli.fraction, default=0.999,
+                        help="decay of the average of the weights, which generates the images (default: %(default)s)")
+    parser.add_argument("--label-dropout", type=cli.fraction, default=0.1,
+                        help="share of images without label, to train the unconditional branch (default: %(default)s)")
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity", help="(default: %(default)s)")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the noise (default: %(default)s)")
+    parser.add_argument("--min-snr", action=argparse.BooleanOptionalAction, default=True,
+                        help="weight the loss by min(SNR, 5) (default: on)")
     args = parser.parse_args(argv)
     if args.width % 4:
-        parser.error(f"--width: got {args.width}, expected a multiple of 4 (attention has 4 heads)")
+        parser.error(f"--width: got {args.width}, expected a multiple of 4, the number of attention heads")
     return args
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Return the rate of a step: linear warm-up, then half a cosine down to a twentieth."""
-    if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
-    progress = (step - args.warmup) / max(1, args.steps - args.warmup)
-    return args.lr * (0.05 + 0.95 * (1 + math.cos(math.pi * min(1, progress))) / 2)
+def initial_weights(path: Path, model_args: dict[str, Any]) -> dict[str, Tensor]:
+    """Load the weights to start from; UserError if they were trained with other `model_args`."""
+    found, weights = load_weights(path, KIND)
+    for name, value in model_args.items():
+        if found[name] != value:
+            raise UserError(f"{path} was trained with --{name} {found[name]}, got --{name} {value}: use the same")
+    return weights
 
 
-def initial_weights(path: Path, args: argparse.Namespace) -> dict[str, Tensor]:
-    """Return the weights of a checkpoint, widened to `--width`.
-
-    Raises:
-        UserError: it predicts another quantity or on another schedule, or its width does not divide ours.
-    """
-    model_args, weights = checkpoint.load_weights(path, KIND)
-    for name in ("prediction", "schedule"):
-        if model_args[name] != getattr(args, name):
-            raise UserError(f"{path}: trained with --{name} {model_args[name]}, not {getattr(args, name)}")
-    factor, rest = divmod(args.width, model_args["width"])
-    if rest:
-        raise UserError(f"{path}: its width {model_args['width']} does not divide --width {args.width}")
-    return widen(weights, factor, args.seed)
-
-
-def train_step(model: nn.Module, ema: EMA, optimiser: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor,
-               labels: Tensor, micro_batches: MicroBatches, args: argparse.Namespace,
-               dtype: torch.dtype) -> dict[str, Tensor]:
-    """Take one step of DDPM algorithm 1 with label dropout; return 0-d metrics.
-
-    Args:
-        x_0: (B, 3, 28, 28) float32 in [-1, 1], the whole batch where several processes share it.
-        labels: (B,) int64.
-    """
-    # Drawn for the whole batch: the step is the same for any number of processes, but for rounding.
+def draw(x_0: Tensor, schedule: Schedule, label_dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the random numbers of a step: t (B,) int64, noise like x_0, and keep (B,) bool, False to drop the label."""
     t = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
-    keep = torch.rand(len(x_0), device=x_0.device) >= args.label_dropout
-    x_0, labels, t, noise, keep = map(share, (x_0, labels, t, noise, keep))
+    keep = torch.rand(len(x_0), device=x_0.device) >= label_dropout
+    return t, noise, keep
 
-    def backward(part: slice) -> Tensor:
-        with autocast(x_0.device, dtype):
-            loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels[part], keep[part]), schedule, x_0[part],
-                                  t[part], noise[part], args.prediction, args.min_snr)
-        (loss.sum() / len(x_0)).backward()
-        return loss.detach()
 
-    loss = micro_batches.run(backward, optimiser.zero_grad, len(x_0))
+def train_step(model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor,
+               labels: Tensor, *, label_dropout: float, prediction: str, min_snr: bool,
+               dtype: torch.dtype) -> dict[str, Tensor]:
+    """Take one step of DDPM algorithm 1 with label dropout, and return 0-d metrics.
+
+    Args:
+        x_0, labels: this process's share of the batch: (B, 3, 28, 28) float32 in [-1, 1], and (B,) int64 digits.
+        label_dropout: probability that a label is dropped.
+        prediction, min_snr: as in `diffusion_loss`.
+        dtype: in which the network runs.
+    """
+    t, noise, keep = draw(x_0, schedule, label_dropout)
+    with autocast(x_0.device, dtype):
+        loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels, keep), schedule, x_0, t, noise, prediction, min_snr)
+    optimizer.zero_grad(set_to_none=True)
+    loss.mean().backward()
     average_gradients(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
     ema.update(model)
+    loss = loss.detach()
     return {"loss": loss.mean(), **quartile_means(loss, t, schedule.num_timesteps), "grad_norm": grad_norm}
 
 
@@ -125,41 +113,39 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    join(device)
-    with first_alone():
+    init_process_group(device)
+    with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-    resolve_steps(args, len(digits.images))
+    cli.resolve_steps(args, len(digits.images))
     if args.dry_run:
-        print(describe(args))
+        print(cli.describe(vars(args)))
         return 0
 
-    seed_everything(args.seed)
+    torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
     schedule = make_schedule(args.schedule).to(device)
+    model_args = {"width": args.width, "prediction": args.prediction, "schedule": args.schedule}
     model = place(ConditionalUNet(args.width), device)
     if args.init:
-        checkpoint.load_into(model, initial_weights(args.init, args), args.init)
+        load_into(model, initial_weights(args.init, model_args), args.init)
     ema = EMA(model, args.ema_decay)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
-    batches, micro_batches = Batches(len(images), args.batch_size, args.seed), MicroBatches()
-    if args.compile:
-        model.compile()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
+    batches = Batches(len(images), args.batch_size, args.seed)
 
-    run = Run(args.out, KIND, args,
-              model_args={"width": args.width, "prediction": args.prediction, "schedule": args.schedule},
-              parts={"model": model, "ema": ema, "optimiser": optimiser, "batches": batches}, weights=ema.module)
+    run = Run(args.out, KIND, vars(args), model_args,
+              parts={"model": model, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module)
     for step in run.steps():
-        index = batches.next().to(device)
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, args)
-        run.record(train_step(model, ema, optimiser, schedule, to_float(images[index]), all_labels[index],
-                              micro_batches, args, dtype))
+        set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps, args.warmup))
+        index = shard(batches.next()).to(device)
+        run.record(train_step(model, ema, optimizer, schedule, to_float(images[index]), all_labels[index],
+                              label_dropout=args.label_dropout, prediction=args.prediction, min_snr=args.min_snr,
+                              dtype=dtype))
         if run.due(args.sample_every) and rank() == 0:
-            network = Network(ema.module, schedule, run.model_args)
-            save_picture(preview(network, PREVIEW, args.seed, dtype), run.sample_path())
+            pipeline = Pipeline(ema.module, schedule, model_args)
+            save_picture(preview(pipeline, PREVIEW, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 
 
 if __name__ == "__main__":
-    run_main(main)
+    cli.run_main(main)

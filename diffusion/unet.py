@@ -1,8 +1,9 @@
-"""The class-conditional U-Net of the report: 28x28x3, 10 classes, 23,335,299 parameters at width 64.
+"""The class-conditional U-Net: 28x28x3 images, 10 classes, 23,335,299 parameters at width 64.
 
-The layout follows the conditional DDPM of T. Capelle (2022), itself after dome272; the second up-sampling
-(x2.5) exists because 28 halves to 14, 7 and 3, and 3 has to come back to 7. `nn.MultiheadAttention` holds the
-report's parameters; what it computes is done by `diffusion.attention`, without attention weights to return.
+The layout is that of T. Capelle's conditional DDPM (2022), which follows dome272's Diffusion-Models-pytorch.
+hw2_report.md ("Diffusion", section 1) prints it. Maps have 28, 14, 7 and 3 pixels per side; the second upsampling layer
+(x2.5) takes 3 back to 7. `nn.MultiheadAttention` only holds the attention parameters, under the printed names: the
+computation is in diffusion/attention.py, because the module's own is slower in training.
 """
 
 import math
@@ -13,13 +14,12 @@ from torch.nn import functional as F
 
 from diffusion.attention import attend
 
-KIND = "diffusion"  # what a checkpoint of this network is called
-TIME_DIM = 256
-NUM_HEADS = 4
+KIND = "diffusion"  # the kind of its checkpoints
+TIME_DIM, NUM_HEADS, NUM_CLASSES = 256, 4, 10
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each followed by GroupNorm over all channels; optionally residual."""
+    """Two 3x3 convolutions, each followed by GroupNorm with one group; optionally residual."""
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int | None = None,
                  residual: bool = False) -> None:
@@ -27,35 +27,23 @@ class DoubleConv(nn.Module):
         mid_channels = mid_channels or out_channels
         self.residual = residual
         self.double_conv = nn.Sequential(
-            nn.Conv2d(in_channels, mid_channels, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(1, mid_channels),
-            nn.GELU(),
-            nn.Conv2d(mid_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(1, out_channels),
+            nn.Conv2d(in_channels, mid_channels, 3, padding=1, bias=False), nn.GroupNorm(1, mid_channels), nn.GELU(),
+            nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.GroupNorm(1, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, in, H, W) -> (B, out, H, W)."""
-        if self.residual:
-            return F.gelu(x + self.double_conv(x))
-        return self.double_conv(x)
-
-
-def _embedding_layer(out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(TIME_DIM, out_channels))
+        return F.gelu(x + self.double_conv(x)) if self.residual else self.double_conv(x)
 
 
 class Down(nn.Module):
-    """Halve the map, convolve, add the projected time and class embedding."""
+    """Halve the map, convolve, add the projected time and label embedding."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.maxpool_conv = nn.Sequential(
-            nn.MaxPool2d(2),
-            DoubleConv(in_channels, in_channels, residual=True),
-            DoubleConv(in_channels, out_channels),
-        )
-        self.emb_layer = _embedding_layer(out_channels)
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(in_channels, in_channels, residual=True),
+                                          DoubleConv(in_channels, out_channels))
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(TIME_DIM, out_channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x: (B, in, H, W), emb: (B, 256) -> (B, out, H // 2, W // 2)."""
@@ -63,17 +51,15 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Enlarge the map to its skip connection's size, concatenate, convolve, add the embedding."""
+    """Upsample the map to the size of the skip connection, concatenate, convolve, add the projected embedding."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.up1 = nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=True)
         self.up2 = nn.Upsample(scale_factor=2.5, mode="bilinear", align_corners=True)
-        self.conv = nn.Sequential(
-            DoubleConv(in_channels, in_channels, residual=True),
-            DoubleConv(in_channels, out_channels, in_channels // 2),
-        )
-        self.emb_layer = _embedding_layer(out_channels)
+        self.conv = nn.Sequential(DoubleConv(in_channels, in_channels, residual=True),
+                                  DoubleConv(in_channels, out_channels, in_channels // 2))
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(TIME_DIM, out_channels))
 
     def forward(self, x: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
         """x: (B, C, h, w), skip: (B, in - C, H, W), emb: (B, 256) -> (B, out, H, W)."""
@@ -83,18 +69,14 @@ class Up(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over all positions and a feed-forward layer, both residual, pre-norm."""
+    """Multi-head self-attention over all positions, then a feed-forward layer; both pre-norm and residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.mha = nn.MultiheadAttention(channels, NUM_HEADS, batch_first=True)
         self.ln = nn.LayerNorm([channels])
-        self.ff_self = nn.Sequential(
-            nn.LayerNorm([channels]),
-            nn.Linear(channels, channels),
-            nn.GELU(),
-            nn.Linear(channels, channels),
-        )
+        self.ff_self = nn.Sequential(nn.LayerNorm([channels]), nn.Linear(channels, channels), nn.GELU(),
+                                     nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, H, W)."""
@@ -103,58 +85,51 @@ class SelfAttention(nn.Module):
         qkv = F.linear(self.ln(x), self.mha.in_proj_weight, self.mha.in_proj_bias)
         q, k, v = qkv.unflatten(2, (3, NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, HW, C / heads) each
         x = x + self.mha.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
-        x = x + self.ff_self(x)
-        return x.transpose(1, 2).unflatten(2, size)
+        return (x + self.ff_self(x)).transpose(1, 2).unflatten(2, size)
 
 
 def time_embedding(t: Tensor, dim: int = TIME_DIM) -> Tensor:
-    """Return the sinusoidal embedding of Vaswani et al. (2017), sines first: t (B,) -> (B, dim)."""
+    """Return the sinusoidal embedding of Vaswani et al. (2017, arXiv:1706.03762), sines first: (B,) -> (B, dim)."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(0, dim, 2, device=t.device) / dim)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class ConditionalUNet(nn.Module):
-    """Predict the noise (or velocity) in x_t, given t and a digit, or no digit.
+    """Predict the noise or the velocity in x_t from t and, optionally, a label.
 
-    Args:
-        width: channels of the first map; 64 is the report's network, smaller ones are for demo and tests.
-        num_classes: rows of the label embedding. The unconditional branch adds no label: it has no row.
+    The first map has `width` channels, a multiple of 4; 64 is the network of hw2_report.md. Without a label, no label
+    embedding is added.
     """
 
-    def __init__(self, width: int = 64, num_classes: int = 10) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        w = width
-        self.inc = DoubleConv(3, w)
-        self.down1 = Down(w, 2 * w)
-        self.sa1 = SelfAttention(2 * w)
-        self.down2 = Down(2 * w, 4 * w)
-        self.sa2 = SelfAttention(4 * w)
-        self.down3 = Down(4 * w, 4 * w)
-        self.sa3 = SelfAttention(4 * w)
-        self.bot1 = DoubleConv(4 * w, 8 * w)
-        self.bot2 = DoubleConv(8 * w, 8 * w)
-        self.bot3 = DoubleConv(8 * w, 4 * w)
-        self.up1 = Up(8 * w, 2 * w)
-        self.sa4 = SelfAttention(2 * w)
-        self.up2 = Up(4 * w, w)
-        self.sa5 = SelfAttention(w)
-        self.up3 = Up(2 * w, w)
-        self.sa6 = SelfAttention(w)
-        self.outc = nn.Conv2d(w, 3, kernel_size=1)
-        self.label_emb = nn.Embedding(num_classes, TIME_DIM)
+        self.inc = DoubleConv(3, width)
+        self.down1 = Down(width, 2 * width)
+        self.sa1 = SelfAttention(2 * width)
+        self.down2 = Down(2 * width, 4 * width)
+        self.sa2 = SelfAttention(4 * width)
+        self.down3 = Down(4 * width, 4 * width)
+        self.sa3 = SelfAttention(4 * width)
+        self.bot1 = DoubleConv(4 * width, 8 * width)
+        self.bot2 = DoubleConv(8 * width, 8 * width)
+        self.bot3 = DoubleConv(8 * width, 4 * width)
+        self.up1 = Up(8 * width, 2 * width)
+        self.sa4 = SelfAttention(2 * width)
+        self.up2 = Up(4 * width, width)
+        self.sa5 = SelfAttention(width)
+        self.up3 = Up(2 * width, width)
+        self.sa6 = SelfAttention(width)
+        self.outc = nn.Conv2d(width, 3, kernel_size=1)
+        self.label_emb = nn.Embedding(NUM_CLASSES, TIME_DIM)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """Return the prediction for x_t.
+        """Return the predicted noise or velocity, (B, 3, 28, 28) float32.
 
         Args:
-            x: (B, 3, 28, 28) float, x_t.
-            t: (B,) integer time step in 0..T-1.
-            labels: (B,) int64 digit, or None for the unconditional branch.
-            keep: (B,) bool; where False the label is dropped, sample by sample. None keeps all.
-
-        Returns:
-            (B, 3, 28, 28) float32.
+            x, t: x_t, (B, 3, 28, 28) floating point, and its times, (B,) int64 in 0..T-1.
+            labels: (B,) int64 digits, or None for the unconditional branch.
+            keep: (B,) bool, False where the label is dropped; None keeps all labels.
         """
         emb = time_embedding(t)
         if labels is not None:

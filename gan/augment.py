@@ -1,7 +1,8 @@
-"""Differentiable augmentation of what D sees, real and drawn alike (Zhao et al. 2020, arXiv:2006.10738).
+"""Differentiable augmentation of D's inputs, real and generated alike (Zhao et al. 2020, arXiv:2006.10738).
 
-G learns through it, so it does not leak into the images. All draws come from PyTorch's global generator,
-one an image; the strengths are the paper's (colour, translation by an eighth, cutout of a half).
+G receives its gradients through the augmentation, so the changes do not leak into the images that it generates.
+Policies and strengths are the paper's: colour, translation by 1/8, cutout of 1/2. Each image has its own draws, from
+PyTorch's global generator.
 """
 
 import torch
@@ -14,19 +15,15 @@ def random_flip(x: Tensor) -> Tensor:
 
 
 def augment(x: Tensor) -> Tensor:
-    """Change colours, move, and cut a hole.
+    """Change the colours of (B, 3, H, W) images in [-1, 1], translate them, and cut out a rectangle.
 
-    Args:
-        x: (B, 3, H, W) float32 in [-1, 1].
-
-    Returns:
-        Like x; values may leave [-1, 1]. Zeros, mid-grey, fill what a move uncovers and the hole.
+    Values may leave [-1, 1]. Uncovered and cut-out areas are 0, which is mid-grey.
     """
     return cutout(translate(colour(x)))
 
 
 def colour(x: Tensor) -> Tensor:
-    """Shift brightness of (B, 3, H, W) images by up to 1/2, scale saturation by 0..2 and contrast by 1/2..3/2."""
+    """Shift the brightness of (B, 3, H, W) images by up to 1/2; scale saturation by 0..2 and contrast by 1/2..3/2."""
     x = x + _uniform(x) - 0.5
     grey = x.mean(dim=1, keepdim=True)
     x = grey + (x - grey) * 2 * _uniform(x)
@@ -35,12 +32,12 @@ def colour(x: Tensor) -> Tensor:
 
 
 def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
-    """Move each of (B, 3, H, W) images by up to `ratio` of the height and of the width."""
+    """Move each of (B, 3, H, W) images by up to `ratio` of its height and width; fill with zeros."""
     for dim in (2, 3):
         size = x.shape[dim]
         reach = int(size * ratio + 0.5)
         shift = torch.randint(-reach, reach + 1, (len(x), 1), device=x.device)
-        source = torch.arange(size, device=x.device) - shift  # (B, size); what lies outside is zero
+        source = torch.arange(size, device=x.device) - shift  # (B, size); positions outside the image give zeros
         shape = (len(x), 1, size, 1) if dim == 2 else (len(x), 1, 1, size)
         index = source.clamp(0, size - 1).view(shape).expand_as(x)
         x = x.gather(dim, index) * ((source >= 0) & (source < size)).view(shape)
@@ -48,7 +45,7 @@ def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
 
 
 def cutout(x: Tensor, ratio: float = 1 / 2) -> Tensor:
-    """Blank a rectangle of each of (B, 3, H, W) images, `ratio` of its height and width, centred anywhere in it."""
+    """Set a rectangle of each of (B, 3, H, W) images to zero: `ratio` of its height and width, centred at random."""
     inside = []
     for size in x.shape[-2:]:
         length = int(size * ratio + 0.5)

@@ -1,7 +1,7 @@
-"""DCGAN (Radford et al. 2016, arXiv:1511.06434) for 64x64 RGB.
+"""DCGAN (Radford et al. 2016, arXiv:1511.06434) for 64x64 RGB images.
 
-3,576,704 (generator) and 2,765,568 (discriminator) parameters at width 64. No convolution has a bias:
-BatchNorm, which follows all but the outermost ones, has one.
+At width 64 the generator has 3,576,704 parameters and the discriminator 2,765,568. No convolution has a bias: batch
+normalisation, which follows all but the outermost ones, has its own.
 """
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draw convolution weights from N(0, 0.02) and BatchNorm scales from N(1, 0.02) (DCGAN sec. 4)."""
+    """Initialise convolution weights from N(0, 0.02) and batch normalisation scales from N(1, 0.02) (DCGAN sec. 4)."""
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
@@ -17,11 +17,11 @@ def init_weights(module: nn.Module) -> None:
 
 
 class Generator(nn.Module):
-    """Draw images from noise.
+    """Generate images from noise.
 
     Args:
         z_dim: length of the noise vector.
-        width: channels of the last hidden map; 64 is the report's network.
+        width: channels of the last hidden map; 64 gives the network of hw2_report.md.
     """
 
     def __init__(self, z_dim: int = 100, width: int = 64) -> None:
@@ -48,15 +48,14 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tell real images from drawn ones.
+    """Tell real images from generated ones.
 
-    The Sigmoid that ends `main` belongs to the report's network. Losses take logits, which do not saturate,
-    so `forward` stops before it.
+    `main` ends with the paper's sigmoid, but `forward` stops before it: the losses take logits, which do not saturate.
 
     Args:
-        width: channels of the first map; 64 is the report's network.
-        spectral_norm: take spectral norm on every convolution in place of BatchNorm, as Miyato et al. (2018,
-            arXiv:1802.05957, table 3) do; the report's network has none.
+        width: channels of the first map; 64 gives the network of hw2_report.md.
+        spectral_norm: use spectral normalisation on every convolution instead of batch normalisation, as Miyato et
+            al. (2018, arXiv:1802.05957, table 3) do.
     """
 
     def __init__(self, width: int = 64, spectral_norm: bool = False) -> None:
@@ -77,7 +76,7 @@ class Discriminator(nn.Module):
             nn.Sigmoid(),
         )
         self.apply(init_weights)
-        if spectral_norm:  # of the weights as they were drawn
+        if spectral_norm:  # after the initialisation, which writes the unnormalised weights
             for module in self.main:
                 if isinstance(module, nn.Conv2d):
                     parametrizations.spectral_norm(module)
@@ -87,5 +86,5 @@ class Discriminator(nn.Module):
         return self.main[:-1](x).flatten().float()
 
     def probability(self, x: Tensor) -> Tensor:
-        """x: (B, 3, 64, 64) in [-1, 1] -> (B,) float32 probability of being real: the whole of `main`."""
+        """x: (B, 3, 64, 64) in [-1, 1] -> (B,) float32 probability of being real, through all of `main`."""
         return self.main[-1](self(x))

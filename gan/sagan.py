@@ -1,8 +1,8 @@
-"""SAGAN (Zhang et al. 2019, arXiv:1805.08318) for 64x64 RGB.
+"""SAGAN (Zhang et al. 2019, arXiv:1805.08318) for 64x64 RGB images.
 
-3,832,885 (generator) and 3,175,299 (discriminator) parameters at width 64. Spectral norm (Miyato
-et al. 2018, arXiv:1802.05957) on l1..l4 of both networks, two attention layers in each. Unlike the paper's
-residual networks these are DCGAN-shaped and unconditional; weights start as PyTorch's layers start.
+At width 64 the generator has 3,832,885 parameters and the discriminator 3,175,299. Both have spectral normalisation
+(Miyato et al. 2018, arXiv:1802.05957) on l1 to l4, and two attention layers. Unlike the paper's, they have DCGAN's
+shape instead of residual blocks, are unconditional, and keep PyTorch's default initialisation.
 """
 
 import torch
@@ -14,10 +14,13 @@ KEY_DIVISOR = 8  # queries and keys have C / 8 channels (SAGAN sec. 3)
 
 
 class SelfAttention(nn.Module):
-    """Let every position see all others: x + gamma * attention(x) (SAGAN eq. 1-3).
+    """Let every position attend to all others: x + gamma * attention(x) (SAGAN eq. 1-3).
 
     Args:
         channels: of the map; a multiple of 8.
+
+    Raises:
+        ValueError: any other number of channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,15 +30,15 @@ class SelfAttention(nn.Module):
         self.query_conv = nn.Conv2d(channels, channels // KEY_DIVISOR, kernel_size=1)
         self.key_conv = nn.Conv2d(channels, channels // KEY_DIVISOR, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.zeros(1))  # local features first, distant ones as training finds use
+        self.gamma = nn.Parameter(torch.zeros(1))  # training starts with local features alone (SAGAN sec. 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) -> (B, C, H, W); the softmax runs in float32, whatever the precision."""
+        """x: (B, C, H, W) -> (B, C, H, W). The softmax runs in float32 at any precision."""
         channels, size = x.shape[1], x.shape[-2:]
 
         def positions(conv: nn.Conv2d) -> Tensor:  # (B, 1 head, HW, C)
             features = conv(x).flatten(2).transpose(1, 2)
-            # Zeros leave q.k as it is; with one length for all three the fused kernel, 3 times as fast, fits.
+            # The fused kernel, 3 times as fast, needs one length for all three; zeros do not change q.k.
             return F.pad(features, (0, channels - features.shape[2])).unsqueeze(1)
 
         out = F.scaled_dot_product_attention(positions(self.query_conv), positions(self.key_conv),
@@ -44,12 +47,12 @@ class SelfAttention(nn.Module):
 
 
 class Generator(nn.Module):
-    """Draw images from noise.
+    """Generate images from noise.
 
     Args:
         z_dim: length of the noise vector.
-        width: channels of the last hidden map, a multiple of 8; 64 is the report's network.
-        attention: False leaves both attention layers out.
+        width: channels of the last hidden map, a multiple of 8; 64 gives the network of hw2_report.md.
+        attention: False leaves out both attention layers.
     """
 
     def __init__(self, z_dim: int = 128, width: int = 64, attention: bool = True) -> None:
@@ -77,11 +80,11 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tell real images from drawn ones, by a logit.
+    """Tell real images from generated ones.
 
     Args:
-        width: channels of the first map, a multiple of 8; 64 is the report's network.
-        attention: False leaves both attention layers out.
+        width: channels of the first map, a multiple of 8; 64 gives the network of hw2_report.md.
+        attention: False leaves out both attention layers.
     """
 
     def __init__(self, width: int = 64, attention: bool = True) -> None:

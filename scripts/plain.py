@@ -1,23 +1,26 @@
-"""The plain loops that the benchmark compares with, as tutorials and the reference repositories write them.
+"""The baselines of the benchmark: plain loops, written as tutorials and the reference repositories write them.
 
-float32, contiguous, eager, a DataLoader that decodes PNG files one by one, attention that also returns its weights,
-and `.item()` of the loss at every step.
+float32, contiguous, eager; a DataLoader that decodes PNG files one by one; attention that also returns its weights;
+`.item()` of each loss at every step. Each function here is a Work: an endless generator that takes one step per item
+and yields the number of images and the seconds that the step waited for data.
 """
 
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import normalize, to_tensor
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Compose, Normalize, ToTensor
 
-from common.datasets import ImageSet, load_digits, load_faces
+from common.data.folder import ImageSet
+from common.device import autocast
 from common.images import save_image
 from dann.grl import grad_reverse
 from dann.networks import DANN
@@ -27,80 +30,41 @@ from diffusion.schedule import make_schedule
 from diffusion.unet import ConditionalUNet, SelfAttention
 from gan.models import build_discriminator, build_generator
 
+Images = dict[str, ImageSet]
+Work = Iterator[tuple[float, float]]
+
 BATCH_SIZE = {"diffusion": 64, "gan": 64, "dann": 128}
 EVALUATION_BATCH_SIZE = 100
-IMAGES = 512  # written as PNG for the plain loops, resident for ours
+DCGAN = {"model": "dcgan", "width": 64}
 
 
-class Stopwatch:
-    """An iterator that measures how long it was waited for."""
-
-    def __init__(self, batches: Iterator) -> None:
-        self.batches, self.seconds = batches, 0.0
-
-    def __next__(self) -> tuple[Tensor, Tensor]:
+def timed(batches: Iterator) -> Iterator[tuple[Any, float]]:
+    """Yield each batch and the seconds it took to get it."""
+    while True:
         start = time.perf_counter()
-        batch = next(self.batches)
-        self.seconds += time.perf_counter() - start
-        return batch
+        batch = next(batches)
+        yield batch, time.perf_counter() - start
 
 
-class Work(NamedTuple):
-    """What is measured: a function that does a piece of it and says how many images that was.
-
-    batches: what it waits for data from. networks: what it trains.
-    """
-
-    step: Callable[[], float]
-    batches: tuple[Stopwatch, ...] = ()
-    networks: tuple[nn.Module, ...] = ()
-
-
-class PngFiles(Dataset):
-    """Images and labels, opened, decoded and normalised one by one, as tutorials do; in a folder that goes with it."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.paths = [Path(self.folder.name, f"{i:05d}.png") for i in range(len(images.images))]
-        self.labels = images.labels if images.labels is not None else torch.zeros(len(self.paths), dtype=torch.int64)
-        for path, image in zip(self.paths, images.images, strict=True):
-            save_image(image, path)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        with Image.open(self.paths[index]) as image:
-            return normalize(to_tensor(image.convert("RGB")), [0.5] * 3, [0.5] * 3), self.labels[index]
+def png_files(images: ImageSet, folder: str) -> ImageFolder:
+    """Write images as PNG files, into one folder per label; return a data set that decodes them one by one."""
+    labels = [0] * len(images.images) if images.labels is None else images.labels.tolist()
+    for i, (image, label) in enumerate(zip(images.images, labels, strict=True)):
+        save_image(image, Path(folder, str(label), f"{i:05d}.png"))
+    return ImageFolder(folder, Compose([ToTensor(), Normalize([0.5] * 3, [0.5] * 3)]))
 
 
 def plain_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images (B, 3, H, W) float32 in [-1, 1] and labels (B,) for ever, from PNG files."""
-    loader = DataLoader(PngFiles(images), batch_size, shuffle=True, drop_last=True)
-    while True:
-        for x, labels in loader:
-            yield x.to(device), labels.to(device)
-
-
-_drawn: dict[str, ImageSet] = {}
-
-
-def drawn() -> dict[str, ImageSet]:
-    """Return the first IMAGES of three embedded training sets: mnistm, usps and, without labels, face."""
-    if not _drawn:
-        for name in ("mnistm", "usps", "face"):
-            every = load_faces("builtin", "train") if name == "face" else load_digits("builtin", name, "train")
-            _drawn[name] = ImageSet(*(part if part is None else part[:IMAGES] for part in every))
-    return _drawn
-
-
-def take(images: dict[str, ImageSet]) -> None:
-    """Use images that another process has drawn, whose time and memory are then its own."""
-    _drawn.update(images)
+    """Yield images (B, 3, H, W) float32 in [-1, 1] and labels (B,) without end, from PNG files."""
+    with tempfile.TemporaryDirectory() as folder:
+        loader = DataLoader(png_files(images, folder), batch_size, shuffle=True, drop_last=True)
+        while True:
+            for x, labels in loader:
+                yield x.to(device), labels.to(device)
 
 
 class AttentionWithWeights(SelfAttention):
-    """Attention as the reference repositories call it: the weights are computed, averaged and thrown away."""
+    """Attention as the reference repositories call it: the weights are computed, averaged and discarded."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, H, W)."""
@@ -113,7 +77,7 @@ class AttentionWithWeights(SelfAttention):
 
 
 def plain_unet(device: torch.device) -> ConditionalUNet:
-    """Return the U-Net as the reference repositories run it: float32, contiguous, attention with weights."""
+    """Return the U-Net as the reference repositories run it."""
     model = ConditionalUNet().to(device)
     for module in model.modules():
         if isinstance(module, SelfAttention):
@@ -121,41 +85,30 @@ def plain_unet(device: torch.device) -> ConditionalUNet:
     return model
 
 
-def plain_diffusion_training(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return one plain step."""
-    model, schedule = plain_unet(device), make_schedule("linear").to(device)
-    average = plain_unet(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
-    batches = Stopwatch(plain_batches(drawn()["mnistm"], BATCH_SIZE["diffusion"], device))
-
-    def step() -> int:
-        x_0, labels = next(batches)
-        t = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=device)
-        noise = torch.randn_like(x_0)
-        loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels), schedule, x_0, t, noise, "noise", False).mean()
-        optimiser.zero_grad()
+def diffusion_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Train the U-Net by the reference recipe."""
+    model, average, schedule = plain_unet(device), plain_unet(device), make_schedule("linear").to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
+    for (x_0, labels), waited in timed(plain_batches(images["mnistm"], BATCH_SIZE["diffusion"], device)):
+        t, noise = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=device), torch.randn_like(x_0)
+        loss = diffusion_loss(partial(model, labels=labels), schedule, x_0, t, noise, "noise", False).mean()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
                 mine.copy_(0.995 * mine + 0.005 * theirs)
         loss.item()
-        return len(x_0)
-
-    return Work(step, (batches,), (model,))
+        yield len(x_0), waited
 
 
-def plain_gan_training(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return one plain step of DCGAN, as PyTorch's tutorial writes it: no augmentation, no average."""
-    generator, discriminator = (build({"model": "dcgan", "width": 64}).to(device)
-                                for build in (build_generator, build_discriminator))
-    g_optimiser, d_optimiser = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
+def gan_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Train DCGAN as PyTorch's tutorial does: no augmentation, no average of the weights."""
+    generator, discriminator = build_generator(DCGAN).to(device), build_discriminator(DCGAN).to(device)
+    g_optimizer, d_optimizer = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
                                 for network in (generator, discriminator))
-    batches = Stopwatch(plain_batches(drawn()["face"], BATCH_SIZE["gan"], device))
     loss_of = nn.BCELoss()
-
-    def step() -> int:
-        real, _ = next(batches)
+    for (real, _), waited in timed(plain_batches(images["face"], BATCH_SIZE["gan"], device)):
         ones, zeros = torch.ones(len(real), device=device), torch.zeros(len(real), device=device)
         fake = generator(torch.randn(len(real), generator.z_dim, device=device))
         discriminator.zero_grad()
@@ -163,110 +116,85 @@ def plain_gan_training(device: torch.device, dtype: torch.dtype) -> Work:
         real_loss.backward()
         fake_loss = loss_of(discriminator.probability(fake.detach()), zeros)
         fake_loss.backward()
-        d_optimiser.step()
+        d_optimizer.step()
         generator.zero_grad()
         g_loss = loss_of(discriminator.probability(fake), ones)
         g_loss.backward()
-        g_optimiser.step()
+        g_optimizer.step()
         real_loss.item(), fake_loss.item(), g_loss.item()
-        return len(real)
-
-    return Work(step, (batches,), (generator, discriminator))
+        yield len(real), waited
 
 
-def plain_dann_training(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return one plain step of DANN: no augmentation."""
+def dann_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Train DANN without augmentation."""
     model = DANN().to(device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
-    source, target = (Stopwatch(plain_batches(drawn()[domain], BATCH_SIZE["dann"], device))
-                      for domain in ("mnistm", "usps"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
+    source, target = (plain_batches(images[domain], BATCH_SIZE["dann"], device) for domain in ("mnistm", "usps"))
     loss_of = nn.CrossEntropyLoss()
-
-    def step() -> int:
-        (x, labels), (target_x, _) = next(source), next(target)
+    for ((x, labels), (target_x, _)), waited in timed(zip(source, target, strict=True)):
         domains = torch.arange(2, device=device).repeat_interleave(len(x))
         features = model.features(torch.cat([x, target_x]))
-        of_class = loss_of(model.classifier(features[:len(x)]), labels)
-        of_domain = loss_of(model.discriminator(grad_reverse(features, 0.5)), domains)
-        optimiser.zero_grad()
-        (of_class + of_domain).backward()
-        optimiser.step()
-        of_class.item(), of_domain.item()
-        return len(domains)
-
-    return Work(step, (source, target), (model,))
+        class_loss = loss_of(model.classifier(features[:len(x)]), labels)
+        domain_loss = loss_of(model.discriminator(grad_reverse(features, 0.5)), domains)
+        optimizer.zero_grad()
+        (class_loss + domain_loss).backward()
+        optimizer.step()
+        class_loss.item(), domain_loss.item()
+        yield len(domains), waited
 
 
-def plain_diffusion_evaluation(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return one evaluation of the plain network."""
-    return evaluation(plain_unet(device), device)
-
-
-def evaluation(model: nn.Module, device: torch.device) -> Work:
-    """Return one evaluation of a U-Net on EVALUATION_BATCH_SIZE images, without gradients."""
+@torch.no_grad()
+def evaluation(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Work:
+    """Evaluate a U-Net."""
     model.eval()
     x = torch.randn(EVALUATION_BATCH_SIZE, 3, 28, 28, device=device)
     t = torch.arange(EVALUATION_BATCH_SIZE, device=device)
-
-    @torch.no_grad()
-    def evaluate() -> int:
-        model(x, t, t % 10)
-        return EVALUATION_BATCH_SIZE
-
-    return Work(evaluate)
+    while True:
+        with autocast(device, dtype):
+            model(x, t, t % 10)
+        yield EVALUATION_BATCH_SIZE, 0.0
 
 
-def plain_diffusion_sampling(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return one of the 1000 steps of guided ancestral sampling: two evaluations, of as many images."""
+def diffusion_evaluation(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Evaluate the plain U-Net."""
+    return evaluation(plain_unet(device), device, torch.float32)
+
+
+def sampling(sample: Callable[[], Iterator], num_steps: int) -> Work:
+    """Take the steps of a sampler, each of which counts as a `num_steps`th of EVALUATION_BATCH_SIZE images."""
+    while True:
+        for _ in islice(sample(), 1, None):  # the first state is the noise, which costs nothing
+            yield EVALUATION_BATCH_SIZE / num_steps, 0.0
+
+
+def diffusion_sampling(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Take the 1000 steps of guided DDPM sampling, two evaluations per image each."""
     model, schedule = plain_unet(device).eval(), make_schedule("linear").to(device)
     labels = torch.arange(EVALUATION_BATCH_SIZE, device=device) % 10
-    nobody = torch.zeros(EVALUATION_BATCH_SIZE, dtype=torch.bool, device=device)
+    no_label = torch.zeros(EVALUATION_BATCH_SIZE, dtype=torch.bool, device=device)
 
     def denoise(x_t: Tensor, t: int) -> Tensor:
         times = torch.full_like(labels, t)
-        output = torch.lerp(model(x_t, times, labels, nobody), model(x_t, times, labels), 2.0)
+        output = torch.lerp(model(x_t, times, labels, no_label), model(x_t, times, labels), 2.0)
         return schedule.predict_x0(x_t, times, output, "noise").clamp(-1, 1)
 
-    def noise() -> Tensor:
-        return torch.randn(EVALUATION_BATCH_SIZE, 3, 28, 28, device=device)
-
+    noise = partial(torch.randn, EVALUATION_BATCH_SIZE, 3, 28, 28, device=device)
     return sampling(lambda: ddpm(denoise, schedule, noise), schedule.num_timesteps)
 
 
-def sampling(chain: Callable[[], Iterator], num_steps: int) -> Work:
-    """Return one step of a sampler, which is a `num_steps`th of EVALUATION_BATCH_SIZE images."""
-    def endless() -> Iterator:
-        while True:
-            yield from islice(chain(), 1, None)  # the first state is noise, and no work
-
-    states = endless()
-
-    def step() -> float:
-        next(states)
-        return EVALUATION_BATCH_SIZE / num_steps
-
-    return Work(step)
+@torch.no_grad()
+def gan_sampling(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Generate batches of faces."""
+    generator = build_generator(DCGAN).to(device).eval()
+    while True:
+        yield len(generator(torch.randn(BATCH_SIZE["gan"], generator.z_dim, device=device)).cpu()), 0.0
 
 
-def plain_gan_sampling(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return the drawing of a batch of faces."""
-    generator = build_generator({"model": "dcgan", "width": 64}).to(device).eval()
-
-    @torch.no_grad()
-    def step() -> int:
-        generator(torch.randn(BATCH_SIZE["gan"], generator.z_dim, device=device)).cpu()
-        return BATCH_SIZE["gan"]
-
-    return Work(step)
-
-
-def plain_dann_inference(device: torch.device, dtype: torch.dtype) -> Work:
-    """Return the reading of a folder of IMAGES digits."""
+@torch.no_grad()
+def dann_inference(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
+    """Predict the digits of a folder."""
     model = DANN().to(device).eval()
-    loader = DataLoader(PngFiles(drawn()["usps"]), BATCH_SIZE["dann"])
-
-    @torch.no_grad()
-    def step() -> int:
-        return sum(len(model.classifier(model.features(x.to(device))).argmax(1).cpu()) for x, _ in loader)
-
-    return Work(step)
+    with tempfile.TemporaryDirectory() as folder:
+        loader = DataLoader(png_files(images["usps"], folder), BATCH_SIZE["dann"])
+        while True:
+            yield sum(len(model.classifier(model.features(x.to(device))).argmax(1).cpu()) for x, _ in loader), 0.0

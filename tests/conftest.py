@@ -16,7 +16,7 @@ def pytest_addoption(parser):
 def start(tmp_path_factory):
     """Start a small training in a process of its own; returns the process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.trainers", "torch._dynamo"])
+    context.set_forkserver_preload(["tests.trainers"])
     log = tmp_path_factory.mktemp("log") / "log.txt"
 
     def start(task: str, out: Path, more: str, threads: int = 1) -> multiprocessing.Process:

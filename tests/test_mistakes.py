@@ -1,4 +1,4 @@
-"""What users and disks get wrong, over every command: one line on stderr that names the thing, code 2, no harm done.
+"""Mistakes of users and disks, for every command: one line on stderr that names the problem, exit code 2, no damage.
 
 Each case breaks one thing in a small world of data, images and checkpoints, or gives one wrong flag.
 """
@@ -30,10 +30,10 @@ from PIL import Image
 from common import checkpoint
 from common.cli import run_main
 from common.errors import UserError
-from common.runlog import Run
+from common.run import Run
 from dann.networks import DANN
 from diffusion.classifier import DigitClassifier
-from diffusion.generate import Setting
+from diffusion.pipeline import Setting
 from diffusion.unet import ConditionalUNet
 from gan import train as gan_train
 from gan.models import build_generator
@@ -259,14 +259,15 @@ CASES = [
     ("spectral-norm-sagan", "gan.train", nothing, "--model sagan --spectral-norm", "--spectral-norm is for dcgan"),
     ("no-attention-dcgan", "gan.train", nothing, "--no-attention", "--no-attention is for sagan"),
     ("r1-0", "gan.train", nothing, "--r1 0", "--r1"),
-    ("r1-sync-bn", "gan.train", nothing, "--r1 10 --sync-bn", "--r1 and --sync-bn"),
     ("width-gan", "gan.train", nothing, "--model sagan --width 9", "--width"),
     ("width-diffusion", "diffusion.train", nothing, "--width 6", "--width"),
     ("lr-nan", "diffusion.train", nothing, "--lr nan", "--lr"),
     ("dropout-above-1", "diffusion.train", nothing, "--label-dropout 1.5", "--label-dropout"),
     ("domain-unknown", "diffusion.train", nothing, "--domain emnist", "emnist"),
     ("init-other-prediction", "diffusion.train", nothing, "--init diffusion.pt --prediction noise", "--prediction"),
-    ("init-wider", "diffusion.train", nothing, "--init dann.pt", "got a checkpoint of dann"),
+    ("init-other-kind", "diffusion.train", nothing, "--init dann.pt", "got a checkpoint of dann"),
+    ("init-other-width", "diffusion.train", nothing, "--init diffusion.pt --width 8", "--width"),
+    ("lr-schedule-unknown", "diffusion.train", nothing, "--lr-schedule falling", "--lr-schedule"),
     ("same-domains", "dann.train", nothing, "--source usps", "usps twice"),
     ("nothing-to-adapt-with", "dann.train", nothing, "--no-teacher", "--mode source"),
     ("balance-without-teacher", "dann.train", nothing, "--no-teacher --adversary --balance", "--teacher"),
@@ -307,13 +308,11 @@ CASES = [
         ("two-pictures", nothing, "--grid 2" if task == "gan" else "--grid", ".png"),
     )],
     ("no-images", "gan.inference", nothing, "--n 0", "--n"),
-    ("truncation-0", "gan.inference", nothing, "--truncation 0", "--truncation"),
     ("digits-unknown", "diffusion.inference", nothing, "--digits 3,x", "--digits"),
     ("digits-twice", "diffusion.inference", nothing, "--digits 3,3", "--digits"),
     ("digits-more-than-ten", "diffusion.inference", nothing, "--digits 10", "--digits"),
     ("too-many-steps", "diffusion.inference", nothing, "--steps 1001", "--steps"),
     ("guidance-negative", "diffusion.inference", nothing, "--guidance -1", "--guidance"),
-    ("interval-of-one", "diffusion.inference", nothing, "--guidance-interval 3", "--guidance-interval"),
     ("sampler-unknown", "diffusion.inference", nothing, "--sampler euler", "--sampler"),
     ("folder-missing", "dann.inference", remove("usps"), "", "no folder usps"),
     ("folder-empty", "dann.inference", empty("usps"), "", "holds no images"),
@@ -370,10 +369,10 @@ def contents() -> dict[str, bytes]:
 @pytest.fixture
 def fast(monkeypatch):
     """Leave out seconds that are not at stake."""
-    monkeypatch.setattr("common.runlog.plot_curves", lambda run_dir: None)
+    monkeypatch.setattr("common.run.plot_curves", lambda run_dir: None)
     monkeypatch.setattr("diffusion.classifier.train", lambda *args: torch.manual_seed(0) and DigitClassifier().eval())
     monkeypatch.setattr("diffusion.train.PREVIEW", Setting("ddim", 1, 2.0))
-    monkeypatch.setattr("diffusion.generate.PREVIEW_COLUMNS", 1)
+    monkeypatch.setattr("diffusion.pipeline.PREVIEW_COLUMNS", 1)
     monkeypatch.setattr("dann.tsne.embed", lambda features: features[:, :2])
 
 
@@ -502,7 +501,7 @@ def test_a_full_disk_is_one_line_and_with_room_all_is_as_if_it_had_not_been(modu
     (line,) = capfd.readouterr().err.splitlines()
     assert code == 2
     assert line.startswith("error: ") and Path(word).parts[0] in line
-    assert "No space left on device" in line and "make room" in line
+    assert "No space left on device" in line and "free some space" in line
     after = contents()
     assert before.items() <= after.items()
     assert not [path for path in after if "partial" in path]
@@ -582,5 +581,5 @@ def test_a_full_disk_under_stdout_is_one_line(here):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: standard output: cannot write it (No space left on device)")
+    assert line.startswith("error: standard output: cannot write (No space left on device)")
     assert done.returncode == 2

@@ -1,13 +1,15 @@
 """The list of mutations fits the code; `python tests/mutations.py` tries them."""
 
-from tests.mutations import MUTATIONS, PROJECT
+import pytest
+
+from tests.mutations import MUTATIONS, PROJECT, mutated
 
 
-def test_every_text_to_break_is_there_once():
-    for file, old, new, breaks, _ in MUTATIONS:
-        assert (PROJECT / file).read_text().count(old) == 1, f"{file}: {breaks}"
-        assert old != new
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.place} {mutation.breaks}")
+def test_the_pattern_is_in_its_function_once(mutation):
+    text = (PROJECT / mutation.place.split(":")[0]).read_text()
+    assert mutated(text, mutation) != text
 
 
-def test_every_test_that_must_notice_exists():
-    assert all((PROJECT / tests.split()[0]).is_file() for *_, tests in MUTATIONS)
+def test_the_tests_that_must_fail_exist():
+    assert all((PROJECT / mutation.tests.split()[0]).exists() for mutation in MUTATIONS)

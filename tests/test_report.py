@@ -1,4 +1,4 @@
-"""The documents and pictures against what they are made from, and what the report script says when they differ."""
+"""The documents and pictures against their sources, and what the report script says when they differ."""
 
 import json
 import re
@@ -7,96 +7,117 @@ import shutil
 import pytest
 from PIL import Image
 
-from common.checkpoint import sha256
 from common.errors import UserError
 from common.files import write_json
+from dann import evaluate as dann_evaluate
 from dann import tsne
-from diffusion import evaluate as diffusion_evaluate
-from diffusion import inference as diffusion_inference
-from diffusion.generate import DISTILLED
-from gan import evaluate as gan_evaluate
-from gan import inference as gan_inference
-from scripts import report
+from diffusion import compare
+from diffusion.pipeline import DISTILLED
+from scripts import benchmark, report
 
-DOCUMENT = """\
-Sure of <!-- value: report/digits.json accuracy .1% -->?<!-- end -->,
-and trained for <!-- training: dcgan.pt -->?<!-- end -->.
-<!-- table: samplers -->
-<!-- end -->
-<!-- network: dann --><!-- end -->
+pytestmark = pytest.mark.slow
+
+TEMPLATE = """\
+Sure of {digits.accuracy:.1%},
+and trained for {training.dcgan}. {{braces}}
+{table.samplers}
+{network.dann-mnistm-usps.dann}
 """
 
 
-# As they stand
+# The project as it is
 
 
-def test_documents_and_pictures_are_what_they_are_made_from(capsys):
+def test_documents_and_pictures_are_up_to_date(capsys):
     code = report.main(["--check"])
     assert (capsys.readouterr().err, code) == ("", 0)
 
 
 @pytest.mark.parametrize("name", report.DOCUMENTS)
-def test_pictures_exist_and_no_line_begins_with_a_number_of_a_sentence(name):
+def test_links_lead_to_files_and_no_field_is_left(name):
     text = (report.PROJECT / name).read_text()
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
-    assert pictures and all((report.PROJECT / picture).is_file() for picture in pictures)
-    # Markdown takes a line that begins with a comment for HTML, and what follows in it for plain text.
-    assert not re.findall(r"^<!-- (?:value|training): .*", text, re.MULTILINE)
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    assert links and all(((report.PROJECT / name).parent / link).exists() for link in links)
+    assert "<!--" not in text and "{table." not in text
+
+
+def test_tables_beside_the_json_files_are_up_to_date():
+    for name, table in (("samplers", compare.to_markdown(report.result("samplers")["rows"])),
+                        ("benchmark", benchmark.tables(report.result("benchmark"))),
+                        ("dann", dann_evaluate.to_markdown(report.result("dann")))):
+        assert (report.PROJECT / "report" / f"{name}.md").read_text() == table
 
 
 def test_the_report_is_small():
     assert sum(path.stat().st_size for path in (report.PROJECT / "report").iterdir()) < 8 * 2**20
 
 
-def test_commands_of_pictures_are_ones(monkeypatch, tmp_path):
-    seen = []
-    for command in (gan_inference, diffusion_inference):
-        monkeypatch.setattr(command, "main", lambda argv, command=command: seen.append(command.parse_args(argv).out))
-    inferred = {name: figure for name, figure in report.FIGURES.items()
-                if getattr(figure.draw, "__qualname__", "").startswith("by_command.")}
-    for name, figure in inferred.items():
-        figure.draw(tmp_path / name, "builtin")  # an unknown flag or a wrong suffix would be a UserError
-    assert [path.name for path in seen] == list(inferred) and len(seen) == 6
+@pytest.fixture
+def figures():
+    return report.read_json(report.FIGURES)
 
 
-def test_pictures_of_nearest_neighbours_come_from_released_images(monkeypatch, tmp_path):
-    seen = []
-    commands = (gan_inference, gan_evaluate, diffusion_inference, diffusion_evaluate)
-    for command in commands:
-        monkeypatch.setattr(command, "main", lambda argv, command=command: seen.append(command.parse_args(argv)))
-    near = [tmp_path / "faces-nearest.png", tmp_path / "digits-nearest.png"]
-    for path in near:
-        report.FIGURES[path.name].draw(path, "some")
+@pytest.fixture
+def seen(monkeypatch):
+    """Arguments that the commands get; an unknown flag or a wrong suffix is a UserError."""
+    calls = []
+    for command in report.COMMANDS.values():
+        monkeypatch.setattr(command, "main", lambda argv, command=command: calls.append(command.parse_args(argv)))
+    return calls
+
+
+def test_every_picture_has_a_plot_or_commands_and_shows_the_weights_it_is_made_of(figures, seen):
+    made = {name: figure for name, figure in figures.items() if name not in report.PLOTS}
+    assert set(figures) - set(made) == set(report.PLOTS)
+    for name, figure in made.items():
+        report.draw(name, figure["commands"], "some")
+        assert set(figure["shows"]) == set(re.findall(r"{weights}/(\S+)", " ".join(figure["commands"])))
+    pictures = [args.neighbours if "neighbours" in args else args.out for args in seen]
+    assert [path.name for path in pictures if path.suffix] == list(made)
+    assert {name for name, figure in made.items() if "{data}" in " ".join(figure["commands"])} == {
+        "faces-nearest.png", "digits-nearest.png",
+        *(f"tsne-mnistm-{target}{recipe}.png" for target in ("usps", "svhn") for recipe in ("", "-plus"))}
+
+
+def test_pictures_of_nearest_neighbours_come_from_released_images(figures, seen):
+    for name in ("faces-nearest.png", "digits-nearest.png"):
+        report.draw(name, figures[name]["commands"], "some")
     faces, scored_faces, digits, scored_digits = seen
     assert (scored_faces.folder, scored_digits.folder) == (faces.out, digits.out)
     assert (scored_faces.reference, scored_digits.data) == ("some/face/val", "some")
-    assert [scored_faces.neighbours, scored_digits.neighbours] == near
     assert (faces.weights.name, digits.weights.name) == ("dcgan.pt", DISTILLED) and faces.n == 1000
-    assert (report.FIGURES[near[0].name].shows, report.FIGURES[near[1].name].shows) == (("dcgan.pt",), (DISTILLED,))
 
 
-# A project of one document, one weight file and one picture
+def test_tsne_shows_the_source_network_and_the_adapted_one(figures, seen):
+    for name in ("tsne-mnistm-usps.png", "tsne-mnistm-usps-plus.png"):
+        report.draw(name, figures[name]["commands"], "some")
+    plain, plus = seen
+    assert plain.data == "some" and plain.before == plus.before != plain.after
+    assert plus.after == report.PROJECT / "weights" / "dann-mnistm-usps.pt"
 
 
-def draw(path, data):
+# A project of one document and three pictures
+
+
+def draw(path):
     path.write_bytes(b"picture")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A small project, rebuilt."""
+    """A small project, up to date."""
     shutil.copytree(report.PROJECT / "report", tmp_path / "report", ignore=shutil.ignore_patterns("*.png", "*.gif"))
-    (tmp_path / "report" / "figures.json").unlink()
     write_json(tmp_path / "report" / "points.json", {"a": {"b": 1}})
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "dcgan.pt").write_bytes(b"weights")
-    manifest = json.loads((report.PROJECT / report.MANIFEST).read_text())
-    manifest["dcgan.pt"]["sha256"] = sha256(tmp_path / "weights" / "dcgan.pt")
+    write_json(tmp_path / report.FIGURES, {name: {"commands": [], "shows": dict.fromkeys(shows), "sha256": ""}
+                                           for name, shows in (("a.png", ["dcgan.pt"]), ("b.png", []),
+                                                               ("c.png", ["points.json"]))})
+    manifest = report.read_json(report.MANIFEST)
+    manifest["dcgan.pt"]["sha256"] = "first"
     write_json(tmp_path / report.MANIFEST, manifest)
-    (tmp_path / "a.md").write_text(DOCUMENT)
-    figures = {"a.png": report.Figure(("dcgan.pt",), draw), "b.png": report.Figure((), draw),
-               "c.png": report.by_plot(lambda found, path: path.write_text(str(found["a"]["b"])), "points.json")}
-    for name, value in (("PROJECT", tmp_path), ("DOCUMENTS", ("a.md",)), ("FIGURES", figures)):
+    (tmp_path / "a.template.md").write_text(TEMPLATE)
+    plots = {"a.png": draw, "b.png": draw,
+             "c.png": lambda path: path.write_text(str(report.result("points")["a"]["b"]))}
+    for name, value in (("PROJECT", tmp_path), ("DOCUMENTS", {"a.md": "a.template.md"}), ("PLOTS", plots)):
         monkeypatch.setattr(report, name, value)
     assert report.main([]) == 0
     return tmp_path
@@ -122,33 +143,30 @@ def change(project, path, keys, value):
     write_json(project / path, content)
 
 
-def test_regions_are_filled_and_what_stands_between_them_is_kept(project, capsys):
+def test_fields_are_filled_in(project, capsys):
     text = (project / "a.md").read_text()
-    manifest, accuracy = report.result(report.MANIFEST)["dcgan.pt"], report.result("report/digits.json")["accuracy"]
-    assert text.startswith(f"Sure of <!-- value: report/digits.json accuracy .1% -->{accuracy:.1%}<!-- end -->,\n")
-    assert f"dcgan.pt -->{manifest['step']:,} steps of batch {manifest['args']['batch_size']} (" in text
-    assert f"samplers -->\n{(project / 'report' / 'samplers.md').read_text()}<!-- end -->" in text
-    assert "dann -->\n```\nDANN(\n  (feature): Sequential(\n" in text and text.endswith(")\n```\n<!-- end -->\n")
+    entry, accuracy = report.read_json(report.MANIFEST)["dcgan.pt"], report.result("digits")["accuracy"]
+    assert text.startswith(f"Sure of {accuracy:.1%},\n")
+    assert f"for {entry['step']:,} steps of batch {entry['args']['batch_size']} (" in text and ". {braces}\n" in text
+    assert (project / "report" / "samplers.md").read_text() in text
+    assert "\n```\nDANN(\n  (feature): Sequential(\n" in text and text.endswith(")\n```\n")
     assert check(project, capsys) == []
 
 
-def test_a_number_typed_by_hand_is_named(project, capsys):
+def test_an_edited_document_is_stale(project, capsys):
     before = (project / "a.md").read_text()
     (project / "a.md").write_text(before.replace("trained for", "trained 9 times for"))
-    assert check(project, capsys) == []  # outside of regions everything may change
-    (project / "a.md").write_text(before.replace("<!-- training: dcgan.pt -->", "<!-- training: dcgan.pt -->9"))
-    assert check(project, capsys) == [
-        "error: a.md: <!-- training: dcgan.pt -->: not what its source says: bash scripts/report.sh makes it anew"]
+    assert check(project, capsys) == ["error: a.md: not what a.template.md renders to: run bash scripts/report.sh"]
     assert report.main(["--text"]) == 0
     assert (project / "a.md").read_text() == before
 
 
-def test_a_new_result_changes_its_regions_alone(project, capsys):
+def test_a_new_result_makes_its_document_stale(project, capsys):
     for path, keys in (("report/digits.json", ["accuracy"]), (report.MANIFEST, [DISTILLED, "scores", "accuracy"])):
         change(project, path, keys, 0.5)
     (line,) = check(project, capsys)
-    assert line.startswith("error: a.md: <!-- value: report/digits.json accuracy .1% -->: ")
-    assert report.main([]) == 0 and "-->50.0%<!-- end -->" in (project / "a.md").read_text()
+    assert line.startswith("error: a.md: ")
+    assert report.main([]) == 0 and "Sure of 50.0%" in (project / "a.md").read_text()
 
 
 def test_results_of_other_weights_are_named(project, capsys):
@@ -157,18 +175,17 @@ def test_results_of_other_weights_are_named(project, capsys):
     scores, samplers = check(project, capsys)
     assert scores.startswith("error: report/sagan.json: not the scores that weights/manifest.json has for sagan.pt: ")
     assert samplers.startswith("error: report/samplers.json: measured with other weights than diffusion.pt: ")
-    assert report.main([]) == 2  # nothing to be made anew here
+    assert report.main([]) == 2  # drawing does not help
 
 
 def test_pictures_of_other_weights_and_other_pictures_are_named(project, capsys):
-    (project / "weights" / "dcgan.pt").write_bytes(b"better weights")
-    change(project, report.MANIFEST, ["dcgan.pt", "sha256"], sha256(project / "weights" / "dcgan.pt"))
+    change(project, report.MANIFEST, ["dcgan.pt", "sha256"], "second")
     (project / "report" / "b.png").write_bytes(b"painted")
     change(project, "report/points.json", ["a", "b"], 2)
-    assert [line.partition(": bash")[0] for line in check(project, capsys)] == [
-        "error: report/a.png: drawn from another dcgan.pt than there is",
+    assert [line.partition(": run")[0] for line in check(project, capsys)] == [
+        "error: report/a.png: shows an older dcgan.pt",
         "error: report/b.png: not the picture that report/figures.json records",
-        "error: report/c.png: drawn from another points.json than there is"]
+        "error: report/c.png: shows an older points.json"]
     assert report.main(["--text"]) == 2
     assert report.main([]) == 0 and check(project, capsys) == []
     assert (project / "report" / "c.png").read_text() == "2"
@@ -177,96 +194,75 @@ def test_pictures_of_other_weights_and_other_pictures_are_named(project, capsys)
 
 
 @pytest.mark.parametrize(("data", "why"), [
-    ("builtin", "real images are not at hand: name their folder with --data"), ("some", "some: no such folder")])
-def test_a_picture_of_real_images_that_are_not_at_hand_is_left(project, capsys, monkeypatch, data, why):
-    def draw(path, data):
-        raise UserError(f"{data}: no such folder")
+    ("builtin", "real images are needed: name their folder with --data"), ("some", "some: no such folder")])
+def test_a_picture_of_real_images_that_are_missing_is_left(project, capsys, monkeypatch, data, why):
+    def fail(argv):
+        raise UserError(f"{argv[0]}: no such folder")
 
-    before = json.loads((project / report.FIGURES_JSON).read_text())
-    monkeypatch.setitem(report.FIGURES, "b.png", report.Figure((), draw, real=True))
+    monkeypatch.delitem(report.PLOTS, "b.png")
+    monkeypatch.setattr(tsne, "main", fail)
+    change(project, report.FIGURES, ["b.png", "commands"], ["dann.tsne {data}"])
+    before = report.read_json(report.FIGURES)
     assert report.main(["--data", data]) == 0
-    assert f"left report/b.png as it is: {why}\n" in capsys.readouterr().out
-    assert (project / "report" / "b.png").exists()
-    assert json.loads((project / report.FIGURES_JSON).read_text()) == before
-    monkeypatch.setitem(report.FIGURES, "b.png", report.Figure((), draw))
-    with pytest.raises(UserError, match="no such folder"):
+    assert f"report/b.png not redrawn: {why}\n" in capsys.readouterr().out
+    assert (project / "report" / "b.png").exists() and report.read_json(report.FIGURES) == before
+    change(project, report.FIGURES, ["b.png", "commands"], ["dann.tsne x"])
+    with pytest.raises(UserError, match="x: no such folder"):
         report.main(["--data", data])
 
 
-def test_pictures_of_real_images_are_known_as_such():
-    assert {name for name, figure in report.FIGURES.items() if figure.real} == {
-        "faces-nearest.png", "digits-nearest.png",
-        *(f"tsne-mnistm-{target}{recipe}.png" for target in ("usps", "svhn") for recipe in ("", "-plus"))}
-
-
 @pytest.mark.parametrize(("text", "message"), [
-    ("<!-- table: samplers -->\n", r"a\.md: <!-- table: samplers -->: a region begins"),
-    ("<!-- end -->\n", r"a\.md: <!-- end -->: a region begins"),
-    ("<!-- table: samplers -->\n<!-- table: speed -->\n<!-- end -->\n", r"<!-- table: samplers -->: a region begins"),
-    ("<!-- tabel: samplers --><!-- end -->", r"<!-- tabel: samplers -->: cannot be made \(KeyError\('tabel'\)\)"),
-    ("<!-- table: sampler --><!-- end -->", r"<!-- table: sampler -->: cannot be made \(KeyError\('sampler'\)\)"),
-    ("<!-- value: report/x.json a d --><!-- end -->", r"report/x\.json a d -->: cannot be made \(FileNotFoundError"),
-    ("<!-- value: report/digits.json a d --><!-- end -->", r"cannot be made \(KeyError\('a'\)\)"),
-    ("<!-- value: report/digits.json accuracy d --><!-- end -->", r"cannot be made \(ValueError"),
-    ("<!-- value: report/digits.json --><!-- end -->", r"cannot be made \(ValueError"),
+    ("{", r"a\.template\.md: .*: write a brace of the text twice"),
+    ("}", r"a\.template\.md: Single '}' encountered"),
+    ("{}", r"a\.template\.md: {}: no such value"),
+    ("{tabel.samplers}", r"{tabel\.samplers}: no such value \(FileNotFoundError"),
+    ("{table.sampler}", r"{table\.sampler}: no such value \(KeyError\('sampler'\)\)"),
+    ("{network.dann}", r"{network\.dann}: no such value \(TypeError"),
+    ("{digits.a}", r"{digits\.a}: no such value \(KeyError\('a'\)\)"),
+    ("{digits.accuracy:d}", r"{digits\.accuracy}: no such value \(ValueError"),
 ])
-def test_a_wrong_region_is_named_and_nothing_written(project, text, message):
-    (project / "a.md").write_text(f"<!-- training: dcgan.pt -->?<!-- end -->{text}")
+def test_a_wrong_field_is_named_and_nothing_written(project, text, message):
+    before = (project / "a.md").read_text()
+    (project / "a.template.md").write_text(f"new text {text}")
     with pytest.raises(UserError, match=message):
         report.main([])
-    assert (project / "a.md").read_text() == f"<!-- training: dcgan.pt -->?<!-- end -->{text}"
+    assert (project / "a.md").read_text() == before
 
 
 # Parts
 
 
-def test_a_value_is_found_by_keys_with_spaces_and_a_list_counts_by_its_mean(project):
+def test_a_field_is_found_by_keys_with_spaces_and_a_list_counts_by_its_mean(project):
     write_json(project / "report" / "x.json", {"a b": {"c": [1, 2, 6]}, "rows": "three", "list": [{"c": 6}, {"c": 7}]})
-    assert report.value("report/x.json a b/c .1f") == "3.0"
-    assert report.value("report/x.json rows s") == "three"
-    assert report.value("report/x.json list/1/c d") == "7"
+    assert [report.look_up(f"x.{keys}") for keys in ("a b.c", "rows", "list.1.c")] == [3, "three", 7]
+    assert report.look_up("weights.dcgan.sha256") == "first"
 
 
-def test_the_faces_table_shows_what_all_have(project):
+def test_the_faces_table_shows_what_all_rows_have():
     scores = {"reference": "faces", "images": 10, "swd": [1, 2, 6], "swd_real": [0.5, 0.5, 2], "variety": 9,
               "variety_real": 8, "near_duplicates": 0.25, "near_duplicates_real": 0, "suspicious": 0.02}
-    write_json(project / "report" / "dcgan.json", scores | {"fid": 3, "fid_real": 1})
-    write_json(project / "report" / "sagan.json", scores | {"variety": 7})
-    assert report.faces_table(report.RELEASED_FACES) == """\
-| 10 images against faces | 64 px | 32 px | 16 px | mean | variety | near-duplicates | close to a training face |
-|---|---|---|---|---|---|---|---|
-| DCGAN (A) | 1.0 | 2.0 | 6.0 | 3.0 | 9.0 | 25.0% | 2.0% |
-| SAGAN (B) | 1.0 | 2.0 | 6.0 | 3.0 | 7.0 | 25.0% | 2.0% |
+    assert report.faces_table({"A": scores | {"fid": 3, "fid_real": 1}, "B": scores | {"variety": 7}}) == """\
+| 10 images against faces | SWD 64 px | 32 px | 16 px | mean | variety | near-duplicates | close to a training face |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| A | 1.0 | 2.0 | 6.0 | 3.0 | 9.0 | 25.0% | 2.0% |
+| B | 1.0 | 2.0 | 6.0 | 3.0 | 7.0 | 25.0% | 2.0% |
 | real against real | 0.5 | 0.5 | 2.0 | 1.0 | 8.0 | 0.0% | - |
 """
-    write_json(project / "report" / "sagan.json", scores | {"reference": "other faces"})
     with pytest.raises(ValueError, match="not measured against the same faces"):
-        report.faces_table(report.RELEASED_FACES)
+        report.faces_table({"A": scores, "B": scores | {"reference": "other faces"}})
 
 
 def test_the_strip_is_faces_and_digits_of_one_height(project):
-    Image.new("RGB", (8, 4), "red").save(project / "report" / f"{gan_inference.DEFAULT_MODEL}.png")
+    Image.new("RGB", (8, 4), "red").save(project / "report" / "dcgan.png")
     Image.new("RGB", (12, 12), "blue").save(project / "report" / "digits.png")
-    report.draw_strip(project / "report" / "strip.png", "builtin")
+    report.draw_strip(project / "report" / "strip.png")
     with Image.open(project / "report" / "strip.png") as strip:
         assert strip.size == (16 + 20 + 8, 8)
         assert [strip.getpixel((x, 7)) for x in (15, 16, 35, 36)] == [(255, 0, 0), *[(255,) * 3] * 2, (0, 0, 255)]
 
 
-def test_tsne_shows_the_source_network_and_the_adapted_one(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(tsne, "main", lambda argv: seen.append(tsne.parse_args(argv)))
-    names = "tsne-mnistm-usps.png", "tsne-mnistm-usps-plus.png"
-    for name in names:
-        report.FIGURES[name].draw(tmp_path / name, "some")
-    plain, plus = seen
-    assert [args.out.name for args in seen] == list(names) and plain.data == "some"
-    assert plain.before == plus.before != plain.after and plus.after.name == "dann-mnistm-usps.pt"
-    assert [report.FIGURES[name].shows for name in names] == [(), ("dann-mnistm-usps.pt",)]
-
-
-def test_tsne_without_its_checkpoints_is_a_mistake_and_draws_nothing(tmp_path):
-    figure = report.by_tsne(tmp_path / "before.pt", tmp_path / "after.pt")
+def test_tsne_without_its_checkpoints_is_a_mistake_and_draws_nothing(project):
+    line = f"dann.tsne {project}/before.pt {project}/after.pt --data {{data}} --out {{out}}"
     with pytest.raises(UserError, match="no checkpoint at"):
-        figure.draw(tmp_path / "a.png", str(tmp_path))
-    assert not (tmp_path / "a.png").exists()
+        report.draw("d.png", [line], str(project))
+    assert not (project / "report" / "d.png").exists()

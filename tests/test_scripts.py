@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common import builtin, checkpoint
+from common import checkpoint
+from common.data import domains, synthetic_faces
 from diffusion.classifier import KIND as CLASSIFIER_KIND
 from diffusion.classifier import DigitClassifier
 
@@ -24,11 +25,11 @@ COMMANDS = [path for path in SCRIPTS if path.name != "setup.sh"]
 COUNTS = {"DIGIT_COUNTS": {"train": 32, "val": 24, "test": 8}, "FACE_COUNTS": {"train": 16, "val": 16}}
 SITE = f"""
 try:
-    from common import builtin
+    from common.data import domains, synthetic_faces
 except ImportError:  # before setup.sh has told Python where the project is
     pass
 else:
-    builtin.DIGIT_COUNTS, builtin.FACE_COUNTS = {COUNTS["DIGIT_COUNTS"]}, {COUNTS["FACE_COUNTS"]}
+    domains.DIGIT_COUNTS, synthetic_faces.FACE_COUNTS = {COUNTS["DIGIT_COUNTS"]}, {COUNTS["FACE_COUNTS"]}
 """
 # So is the chain that draws the preview of a diffusion run.
 SHORT_CHAIN = """
@@ -225,8 +226,8 @@ def real(tmp_path):
 @pytest.fixture
 def few(monkeypatch, tmp_path):
     """The same small sets and the same working directory in this process."""
-    for name, counts in COUNTS.items():
-        monkeypatch.setattr(builtin, name, counts)
+    monkeypatch.setattr(domains, "DIGIT_COUNTS", COUNTS["DIGIT_COUNTS"])
+    monkeypatch.setattr(synthetic_faces, "FACE_COUNTS", COUNTS["FACE_COUNTS"])
     monkeypatch.chdir(tmp_path)
 
 
@@ -303,7 +304,7 @@ def test_adaptation_end_to_end(real, few, tmp_path):
     assert code == 0, err
     assert [line.split(":")[0] for line in out.splitlines() if " -> " in line] == [
         f"mnistm -> usps {row}" for row in ("source", "dann plain", "dann plus", "target")]
-    images, _ = builtin.digits("usps", "test")
+    images, _ = domains.embedded_digits("usps", "test")
     (tmp_path / "usps").mkdir()
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "usps" / f"{i}.png")

@@ -7,7 +7,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from common.errors import UserError
-from common.runlog import read_metrics
+from common.metrics_log import read_metrics
 from tests.trainers import FLAGS, MODULES, arguments, make_small, result
 
 STEPS = "--steps 6 --precision fp32"
@@ -40,10 +40,10 @@ def spoiled_update(number):
     """Put a NaN into the gradient that the number-th update of a weight descends, when its loss is known already."""
     done = []
 
-    def spoil(optimiser, args, kwargs):
-        done.append(optimiser)
+    def spoil(optimizer, args, kwargs):
+        done.append(optimizer)
         if len(done) == number:
-            optimiser.param_groups[0]["params"][0].grad[0] = float("nan")
+            optimizer.param_groups[0]["params"][0].grad[0] = float("nan")
 
     hook = register_optimizer_step_pre_hook(spoil)
     yield
@@ -81,7 +81,7 @@ def test_bfloat16_agrees_with_float32(name, tmp_path):
         parts = torch.load(out / "last.pt", weights_only=True)["parts"]
         gradients[precision] = {  # after one step Adam's first average is the gradient, but for a factor
             name: torch.cat([entry["exp_avg"].flatten() for entry in part["state"].values()])
-            for name, part in parts.items() if name.endswith("optimiser")}
+            for name, part in parts.items() if name.endswith("optimizer")}
         train(task, out, f"{more} --precision {precision} --steps 3 --resume auto")
         rows[precision] = [[value for name, value in row.items() if "loss" in name] for row in read_metrics(out)]
     assert rows["bf16"] != rows["fp32"]

@@ -1,4 +1,4 @@
-"""Small runs of the three trainers, and what of a run folder must be equal to the bit."""
+"""Small runs of the three trainers, and which parts of a run folder must be equal to the bit."""
 
 import importlib
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import builtin, cli, runlog
+from common import cli, run
+from common.data import domains, synthetic_faces
 from dann import train as dann_train
-from diffusion import generate
+from diffusion import pipeline
 from diffusion import train as diffusion_train
 from gan import train as gan_train
 
@@ -25,13 +26,13 @@ def arguments(task: str, out: Path, more: str = "") -> list[str]:
 
 
 def make_small(replace=setattr) -> None:
-    """Take 40 images of noise for the embedded sets, small previews, and no curves: seconds not at stake here."""
+    """Use 40 images of noise as the embedded sets, small previews, and no curves: they would only cost time."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
-    replace(builtin, "digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
-    replace(builtin, "faces", lambda split: pixels)
-    replace(runlog, "plot_curves", lambda run_dir: None)
-    replace(diffusion_train, "PREVIEW", generate.Setting("ddim", 1, 2.0))
-    replace(generate, "PREVIEW_COLUMNS", 1)
+    replace(domains, "embedded_digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
+    replace(synthetic_faces, "faces", lambda split: pixels)
+    replace(run, "plot_curves", lambda run_dir: None)
+    replace(diffusion_train, "PREVIEW", pipeline.Setting("ddim", 1, 2.0))
+    replace(pipeline, "PREVIEW_COLUMNS", 1)
 
 
 def command(module: str, argv: list[str], threads: int, log: Path) -> None:
@@ -44,17 +45,29 @@ def command(module: str, argv: list[str], threads: int, log: Path) -> None:
     cli.run_main(lambda: importlib.import_module(module).main(argv))
 
 
-def state(value):
-    """A checkpoint without what may differ, in a form that == compares bit for bit."""
+def same(a, b) -> bool:
+    """Say whether nested dicts, lists and tensors are equal to the bit."""
+    return bits(a) == bits(b)
+
+
+def bits(value):
+    """Return nested dicts, lists and tensors in a form that == compares to the bit."""
     if isinstance(value, torch.Tensor):
         return value.dtype, tuple(value.shape), value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(value, dict):
-        return {name: state(entry) for name, entry in value.items() if name not in ("seconds", "out", "resume")}
-    return [state(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {name: bits(entry) for name, entry in value.items()}
+    return [bits(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def state(content):
+    """Return the bits of a checkpoint or JSON file, without the times and names in which equal runs may differ."""
+    if isinstance(content, dict):
+        return {name: state(entry) for name, entry in content.items() if name not in ("seconds", "out", "resume")}
+    return bits(content)
 
 
 def result(out: Path) -> dict:
-    """What two equal runs leave in their folders."""
+    """Return what two equal runs leave in their folders."""
     files = {path.name: path.read_bytes() for path in (out / "samples").iterdir()}
     return {"checkpoint": state(torch.load(out / "last.pt", weights_only=True)), "samples": files,
             "metrics": (out / "metrics.jsonl").read_text(), "files": {path.name for path in out.iterdir()}}

@@ -14,6 +14,7 @@ from torch import nn
 
 from common import checkpoint
 from common.errors import UserError
+from common.release import write_weights
 
 KIND = "test/net"
 
@@ -77,7 +78,7 @@ def full_disk():
 
 def test_full_disk_is_one_line_and_leaves_the_old_file(saved, full_disk):
     before = saved.read_bytes()
-    with pytest.raises(UserError, match=r"net\.pt: cannot write it \(File too large\)") as mistake:
+    with pytest.raises(UserError, match=r"net\.pt: cannot write \(File too large\)") as mistake:
         checkpoint.save(saved, content(more=torch.zeros(100_000)))
     assert "\n" not in str(mistake.value)
     assert saved.read_bytes() == before
@@ -117,7 +118,7 @@ def test_the_bytes_are_on_the_disk_before_the_rename(saved, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(saved):
-    with pytest.raises(UserError, match="cannot write it"):
+    with pytest.raises(UserError, match="cannot write"):
         checkpoint.save(saved / "net.pt", content())
 
 
@@ -218,11 +219,11 @@ def test_a_changed_shape_is_named(saved, other, message):
 
 
 def test_a_released_file_holds_half_precision_weights_and_nothing_of_training(saved, tmp_path):
-    optimiser = torch.optim.Adam(network().parameters())
+    optimizer = torch.optim.Adam(network().parameters())
     checkpoint.save(saved, content(args={"data": "somebody/hw2_data"}, rng={"cpu": torch.get_rng_state()},
-                                   parts={"optimiser": optimiser.state_dict()}))
+                                   parts={"optimizer": optimizer.state_dict()}))
     released = tmp_path / "weights" / "net.pt"
-    about = checkpoint.release(saved, released)
+    about = write_weights(saved, released)
     assert about == {"kind": KIND, "model_args": {"width": 4}, "step": 7}
     raw = torch.load(released, weights_only=True)
     assert raw.keys() == {"format", "kind", "model_args", "step", "weights"}

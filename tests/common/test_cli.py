@@ -22,11 +22,11 @@ def test_good_numbers(parse, text, value):
 
 
 @pytest.mark.parametrize(("parse", "text", "expected"), [
-    (cli.positive_int, "0", "a whole number >= 1"), (cli.positive_int, "-3", "a whole number >= 1"),
-    (cli.positive_int, "1.5", "a whole number >= 1"), (cli.positive_int, "", "a whole number >= 1"),
-    (cli.positive_int, "ten", "a whole number >= 1"), (cli.positive_int, "inf", "a whole number >= 1"),
-    (cli.non_negative_int, "-1", "a whole number >= 0 and <= 4294967295"),
-    (cli.non_negative_int, "4294967296", "a whole number >= 0 and <= 4294967295"),
+    (cli.positive_int, "0", "an integer >= 1"), (cli.positive_int, "-3", "an integer >= 1"),
+    (cli.positive_int, "1.5", "an integer >= 1"), (cli.positive_int, "", "an integer >= 1"),
+    (cli.positive_int, "ten", "an integer >= 1"), (cli.positive_int, "inf", "an integer >= 1"),
+    (cli.non_negative_int, "-1", "an integer >= 0 and <= 4294967295"),
+    (cli.non_negative_int, "4294967296", "an integer >= 0 and <= 4294967295"),
     (cli.positive_float, "0", "a number > 0"), (cli.positive_float, "nan", "a number > 0"),
     (cli.positive_float, "inf", "a number > 0"), (cli.positive_float, "1e999", "a number > 0"),
     (cli.non_negative_float, "-0.1", "a number >= 0"), (cli.non_negative_float, "inf", "a number >= 0"),
@@ -41,7 +41,7 @@ def test_bad_numbers_say_what_was_got_and_expected(parse, text, expected):
 
 def training_parser():
     parser = cli.Parser("Train something.\n\n    python -m thing --flag\n\nWith 100% care.\n")
-    cli.add_training_flags(parser, steps=100, batch_size=8)
+    cli.add_training_flags(parser, steps=100, batch_size=8, lr_schedule="linear")
     return parser
 
 
@@ -49,12 +49,13 @@ def test_training_flags_and_their_defaults():
     args = training_parser().parse_args(["--data", "x"])
     assert vars(args) == {
         "data": "x", "device": "auto", "precision": "auto", "out": None, "steps": 100, "epochs": None,
-        "batch_size": 8, "seed": 0, "compile": False, "log_every": 50, "sample_every": 1000,
+        "batch_size": 8, "lr_schedule": "linear", "seed": 0, "log_every": 50, "sample_every": 1000,
         "save_every": 1000, "resume": None, "dry_run": False, "debug": False}
 
 
 @pytest.mark.parametrize("argv", [["--batch", "3"], ["--step", "3"], ["--nonsense"], ["stray"], ["--seed"],
-                                  ["--seed", "-1"], ["--device", "tpu"], ["--steps", "2", "--epochs", "2"]])
+                                  ["--seed", "-1"], ["--device", "tpu"], ["--lr-schedule", "falling"],
+                                  ["--steps", "2", "--epochs", "2"]])
 def test_bad_flags_are_one_line_that_names_the_flag(argv):
     with pytest.raises(UserError) as mistake:
         training_parser().parse_args(argv)
@@ -91,7 +92,7 @@ def test_epochs_become_steps_of_whole_batches():
 
 
 def test_settings_are_one_sorted_line():
-    assert cli.describe(argparse.Namespace(b=1, a="x")) == "a=x b=1"
+    assert cli.describe({"b": 1, "a": "x"}) == "a=x b=1"
 
 
 @pytest.mark.parametrize(("result", "code"), [(0, 0), (None, None), (2, 2)])
@@ -106,7 +107,7 @@ def test_a_command_exits_with_its_result(result, code):
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"),
      "error: [Errno 28] No space left on device: '/x/y'\n"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-     "error: the GPU's memory is full: take a smaller --batch-size, or --precision bf16\n"),
+     "error: the GPU's memory is full: use a smaller --batch-size, or --precision bf16\n"),
 ])
 def test_a_mistake_is_one_line_on_stderr_and_code_2(capsys, error, line):
     def main():

@@ -1,8 +1,5 @@
 """Devices and precisions, on whatever machine runs this."""
 
-import random
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -43,7 +40,7 @@ def test_a_process_without_a_gpu_of_its_own_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(UserError, match="process 2 of this machine finds 1 GPUs: use --nproc_per_node 1"):
+    with pytest.raises(UserError, match=r"process 2 .* has no GPU of its own \(1 found\): use --nproc_per_node 1"):
         device.select_device("auto")
 
 
@@ -75,36 +72,6 @@ def test_place_orders_convolutions_channels_last_and_keeps_the_numbers():
     assert device.place(layers, CPU) is layers
     assert layers[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(layers[0].weight, before)
-
-
-def draw():
-    return random.random(), np.random.rand(), torch.rand(1).item()
-
-
-def test_one_seed_settles_all_three_generators():
-    device.seed_everything(5)
-    first = draw()
-    device.seed_everything(5)
-    assert draw() == first
-    device.seed_everything(6)
-    assert all(a != b for a, b in zip(draw(), first, strict=True))
-    device.seed_everything(2**32 - 1)
-
-
-def test_random_state_goes_back_to_where_it_was():
-    torch.manual_seed(0)
-    torch.rand(7)
-    state = device.rng_state()
-    expected = torch.randn(5)
-    torch.rand(3)
-    device.set_rng_state(state)
-    assert torch.equal(torch.randn(5), expected)
-
-
-def test_a_gpus_state_is_left_alone_where_there_is_none(no_gpu):
-    state = device.rng_state()
-    assert state.keys() == {"cpu"}
-    device.set_rng_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
 def test_the_machine_is_described_in_one_line():

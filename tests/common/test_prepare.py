@@ -1,11 +1,7 @@
-"""Building the data folder from tiny raw files in the published formats."""
+"""The command that builds the data folder, on tiny raw files in the published formats."""
 
-import bz2
 import csv
 import errno
-import gzip
-import io
-import struct
 import tarfile
 import urllib.error
 import zipfile
@@ -13,79 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 from PIL import Image
 
 from common import prepare
-from common.datasets import load_digits, load_faces
+from common.data.domains import DOMAINS
+from common.data.folder import load_digits, load_faces
 from common.errors import UserError
-
-TRAIN, TEST = 53, 11  # digits of each official file; 53 * 0.8 = 42.4
-RNG = np.random.default_rng(5)
-IMAGES = {
-    "train": RNG.integers(0, 256, (TRAIN, 28, 28), np.uint8),
-    "t10k": RNG.integers(0, 256, (TEST, 28, 28), np.uint8),
-}
-IMAGES["train"][:, :9] = IMAGES["t10k"][:, :9] = 0  # digits have black margins
-LABELS = {"train": np.arange(TRAIN) % 10, "t10k": np.arange(TEST)[::-1] % 10}
-COLOURS = {"train": (10, 60, 110), "val": (160, 200, 240)}  # of the photographs
-
-
-def write_mnist(raw: Path, pack=gzip.compress, suffix: str = ".gz") -> None:
-    folder = raw / "MNIST" / "raw"
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, images in IMAGES.items():
-        pixels = struct.pack(">4I", 2051, *images.shape) + images.tobytes()
-        labels = struct.pack(">2I", 2049, len(images)) + LABELS[part].astype(np.uint8).tobytes()
-        (folder / f"{part}-images-idx3-ubyte{suffix}").write_bytes(pack(pixels))
-        (folder / f"{part}-labels-idx1-ubyte{suffix}").write_bytes(pack(labels))
-
-
-def write_photos(raw: Path, folders=("train", "val")) -> None:
-    """Photographs whose red channel tells the folder and whose green and blue tell the column and row."""
-    for name in folders:
-        folder = raw / "BSDS500" / "data" / "images" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for red in COLOURS[name]:
-            photo = np.zeros((40, 60, 3), np.uint8)
-            photo[..., 0] = red
-            photo[..., 1], photo[..., 2] = np.meshgrid(np.arange(60) * 4, np.arange(40) * 4)
-            Image.fromarray(photo).save(folder / f"{red:03d}.jpg", quality=100, subsampling=0)
-
-
-def write_usps(raw: Path) -> None:
-    (raw / "USPS").mkdir(parents=True)
-    for name, count in (("usps.bz2", TRAIN), ("usps.t.bz2", TEST)):
-        lines = (  # label 1..10, then 1-based index:value in -1..1; image i has one flat shade
-            f"{i % 10 + 1} " + " ".join(f"{k + 1}:{i / 26 - 1:.4f}" for k in range(256)) for i in range(count)
-        )
-        (raw / "USPS" / name).write_bytes(bz2.compress("\n".join(lines).encode()))
-
-
-def write_svhn(raw: Path) -> None:
-    (raw / "SVHN").mkdir(parents=True)
-    for name, count in (("train", TRAIN), ("test", TEST)):
-        images = np.broadcast_to(np.arange(count, dtype=np.uint8), (32, 32, 3, count)).copy()
-        labels = np.arange(count)[:, None] % 10 + 1  # 1..10
-        scipy.io.savemat(raw / "SVHN" / f"{name}_32x32.mat", {"X": images, "y": labels.astype(np.uint8)})
-
-
-def face(size: tuple[int, int], shade: int, kind: str = "jpeg") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (shade, shade, shade)).save(file, kind)
-    return file.getvalue()
-
-
-def write_faces(raw: Path) -> dict[str, bytes]:
-    members = {
-        f"face/{split}/{i:05d}.jpg": face((64, 64), 10 * i) for split in ("train", "val") for i in range(3)
-    }
-    members["face/val/00003.jpg"] = face((100, 80), 30)
-    (raw / "lfwcrop").mkdir(parents=True)
-    with zipfile.ZipFile(raw / "lfwcrop" / "face.zip", "w") as archive:
-        for name, blob in {**members, "face/readme.txt": b"x", "__MACOSX/face/val/._0.jpg": b"x"}.items():
-            archive.writestr(name, blob)
-    return members
+from tests.common.data.raw_sets import (
+    IMAGES,
+    LABELS,
+    TEST,
+    TRAIN,
+    face,
+    write_lfwcrop,
+    write_mnist,
+    write_photos,
+    write_svhn,
+    write_usps,
+)
 
 
 @pytest.fixture
@@ -125,7 +66,7 @@ def times(folder: Path) -> dict[Path, int]:
 def test_everything_at_once(raw, out, capsys):
     write_usps(raw)
     write_svhn(raw)
-    write_faces(raw)
+    write_lfwcrop(raw)
     run(raw, out)
     assert {p.name for p in out.iterdir()} == {"digits", "face"}  # and nothing hidden
     assert {p.name for p in (out / "digits").iterdir()} == {"mnist", "mnistm", "usps", "svhn"}
@@ -155,13 +96,6 @@ def test_mnist_pixels_and_labels_arrive(raw, out):
         assert (labels.numpy() == LABELS[part][index]).all()
 
 
-def test_unpacked_mnist_gives_the_same(raw, out, tmp_path):
-    run(raw, out)
-    write_mnist(tmp_path / "plain", pack=bytes, suffix="")
-    run(tmp_path / "plain", tmp_path / "out2")
-    assert contents(out / "digits" / "mnist") == contents(tmp_path / "out2" / "digits" / "mnist")
-
-
 def test_usps_is_enlarged_and_its_label_1_is_the_digit_0(tmp_path, out):
     write_usps(tmp_path)
     run(tmp_path, out)
@@ -179,17 +113,10 @@ def test_svhn_label_10_is_the_digit_0(tmp_path, out):
     assert (images == np.arange(TEST, dtype=np.uint8)[:, None, None, None]).all()
 
 
-@pytest.mark.parametrize(("count", "train"), [(60_000, 48_000), (7_291, 5_833), (2, 1)])
-def test_split_sizes(count, train):
-    fit, val = prepare.split_rows(count, seed=0)
-    assert len(fit) == train and sorted([*fit, *val]) == list(range(count))
-    assert (np.diff(fit) > 0).all()
-
-
 # --- MNIST-M --------------------------------------------------------------------------------------------
 
 
-def test_mnistm_is_the_distance_of_photo_and_digit(raw, out):
+def test_mnistm_is_the_difference_between_photo_and_digit(raw, out):
     run(raw, out)
     spots = set()
     for split, part, start in (("train", "train", 0), ("val", "train", 0), ("test", "t10k", TRAIN)):
@@ -201,7 +128,7 @@ def test_mnistm_is_the_distance_of_photo_and_digit(raw, out):
             photos[int(path.stem)] = np.asarray(Image.open(path)).astype(int)
         for image, name in zip(images.permute(0, 2, 3, 1).numpy().astype(int), names, strict=True):
             digit = IMAGES[part][int(name[:5]) - start].astype(int)
-            red, green, blue = image[0, 0]  # the digit is 0 there, so this is the photograph's own corner
+            red, green, blue = image[0, 0]  # the digit is 0 there, so this pixel is the photograph's
             photo = photos[min(photos, key=lambda shade: abs(shade - red))]
             corner = abs(photo[:13, :33] - (red, green, blue)).sum(-1)
             top, left = np.unravel_index(corner.argmin(), corner.shape)
@@ -212,18 +139,11 @@ def test_mnistm_is_the_distance_of_photo_and_digit(raw, out):
     assert len(spots) > TRAIN / 2 and max(spots)[0] > 9 and max(left for _, left in spots) > 25
 
 
-def test_blend_reaches_every_place_and_no_further():
-    rng = np.random.default_rng(0)
-    photo = np.stack(np.broadcast_arrays(np.arange(30)[:, None], np.arange(29), 7), -1).astype(np.uint8)
-    blended = prepare.blend(np.zeros((200, 28, 28), np.uint8), [photo], rng)
-    assert {tuple(corner) for corner in blended[:, 0, 0]} == {(y, x, 7) for y in range(3) for x in range(2)}
-
-
 def test_one_folder_of_photographs_is_split_by_name(tmp_path, out, capsys):
     write_mnist(tmp_path)
     write_photos(tmp_path, folders=["val"])
     run(tmp_path, out)
-    assert "its last 1 by name go to the test digits" in capsys.readouterr().out
+    assert "the test digits get its last 1 by name" in capsys.readouterr().out
     reds = {split: load_digits(out, "mnistm", split).images[:, 0, :9].numpy() for split in ("train", "test")}
     assert reds["train"].max() < 220 < reds["test"].min()  # 160 and 200 against 240
 
@@ -242,7 +162,7 @@ def test_photographs_are_read_from_the_archive_as_published(tmp_path, raw, out):
 
 
 def test_faces_of_the_right_size_are_copied_byte_for_byte(tmp_path, out):
-    members = write_faces(tmp_path)
+    members = write_lfwcrop(tmp_path)
     run(tmp_path, out)
     for split, count in (("train", 3), ("val", 3)):
         for i in range(count):
@@ -251,16 +171,6 @@ def test_faces_of_the_right_size_are_copied_byte_for_byte(tmp_path, out):
     with Image.open(out / "face" / "val" / "00003.png") as image:
         assert image.size == (64, 64)
     assert len(load_faces(out, "val").images) == 4
-
-
-def test_a_face_is_cropped_to_its_central_square():
-    picture = np.zeros((218, 178, 3), np.uint8)
-    picture[20:198] = 200  # the central 178x178 of an aligned CelebA image
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "png")
-    blob, suffix = prepare.face_file(file.getvalue())
-    with Image.open(io.BytesIO(blob)) as image:
-        assert suffix == ".png" and image.size == (64, 64) and image.getextrema() == ((200, 200),) * 3
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -282,15 +192,11 @@ def test_celeba_follows_its_official_partition(tmp_path, out, zipped):
     assert load_faces(out, "val").images[:, 0, 0, 0].tolist() == [40, 100]
 
 
-def test_lfw_is_split_by_person(tmp_path, out):
-    for person in range(10):
-        folder = tmp_path / "lfw" / f"Person_{person}"
-        folder.mkdir(parents=True)
-        for i in range(3):
-            (folder / f"Person_{person}_{i}.jpg").write_bytes(face((250, 250), 20 * person))
-    run(tmp_path, out)
-    shades = [set(load_faces(out, split).images[:, 0, 0, 0].tolist()) for split in ("train", "val")]
-    assert [len(s) for s in shades] == [8, 2] and not shades[0] & shades[1]
+def test_another_zip_beside_celeba_needs_no_partition(tmp_path, out):
+    write_lfwcrop(tmp_path)
+    (tmp_path / "lfwcrop").rename(tmp_path / "celeba")
+    run(tmp_path, out, "--faces", str(tmp_path / "celeba" / "face.zip"))
+    assert [len(load_faces(out, split).images) for split in ("train", "val")] == [3, 4]
 
 
 def test_any_folder_of_faces(raw, out, tmp_path):
@@ -340,10 +246,10 @@ def test_the_second_run_does_nothing(raw, out, capsys):
     ]
 
 
-def test_a_killed_run_is_finished_by_the_next(raw, out, tmp_path, monkeypatch):
+def test_the_next_run_finishes_a_killed_one(raw, out, tmp_path, monkeypatch):
     run(raw, tmp_path / "whole")
     hidden = out / "digits" / ".mnistm.partial" / "data"
-    hidden.mkdir(parents=True)  # what a kill leaves
+    hidden.mkdir(parents=True)  # left by a killed run
     (hidden / "00000.png").write_bytes(b"half")
     (hidden / "stray.png").write_bytes(b"half")
 
@@ -358,7 +264,7 @@ def test_a_killed_run_is_finished_by_the_next(raw, out, tmp_path, monkeypatch):
     assert contents(out) == contents(tmp_path / "whole")
 
 
-# --- what is missing or damaged -------------------------------------------------------------------------
+# --- missing or damaged files ---------------------------------------------------------------------------
 
 
 def test_a_missing_source_is_skipped_in_one_line_that_says_where_to_put_it(raw, out, capsys):
@@ -376,7 +282,7 @@ def test_mnistm_without_photographs_is_skipped(tmp_path, out, capsys):
     assert f"skip mnistm: put the BSDS500 photographs into {tmp_path}/BSDS500" in capsys.readouterr().out
 
 
-def test_nothing_at_all_is_an_error(tmp_path, out):
+def test_no_raw_file_at_all_is_an_error(tmp_path, out):
     with pytest.raises(UserError, match="holds none of the raw sets"):
         run(tmp_path, out)
     with pytest.raises(UserError, match="no folder"):
@@ -395,36 +301,29 @@ def test_nothing_at_all_is_an_error(tmp_path, out):
         "BSDS500/data/images/val/240.jpg",
     ],
 )
-def test_a_truncated_file_is_named_and_nothing_half_built_stays(raw, out, name):
+def test_a_truncated_file_is_named_and_nothing_half_built_remains(raw, out, name):
     write_usps(raw)
     write_svhn(raw)
-    write_faces(raw)
+    write_lfwcrop(raw)
     blob = (raw / name).read_bytes()
     (raw / name).write_bytes(blob[: len(blob) * 2 // 3])
-    with pytest.raises(UserError, match="fetch it again") as caught:
+    with pytest.raises(UserError, match="download it again") as caught:
         run(raw, out)
     assert Path(name).name in str(caught.value) and "\n" not in str(caught.value)
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
 
 
-def test_no_room_to_unpack_is_no_fault_of_the_raw_file(raw, out, monkeypatch):
+def test_a_full_disk_is_not_blamed_on_the_raw_file(raw, out, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match=r"cannot write .*mnist \(No space left on device\): make room"):
-        run(raw, out)
-
-
-def test_images_without_their_labels_are_refused(raw, out):
-    path = raw / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
-    path.write_bytes(gzip.compress(struct.pack(">2I", 2049, 3) + bytes(3)))
-    with pytest.raises(UserError, match="53 images do not fit its 3 labels"):
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"mnist: cannot write \(No space left on device\)"):
         run(raw, out)
 
 
 def test_a_broken_face_is_named(tmp_path, out):
-    write_faces(tmp_path)
+    write_lfwcrop(tmp_path)
     with zipfile.ZipFile(tmp_path / "lfwcrop" / "face.zip", "a") as archive:
         archive.writestr("face/train/broken.jpg", face((64, 64), 9)[:300])
     with pytest.raises(UserError, match=r"face\.zip: face/train/broken\.jpg"):
@@ -432,10 +331,10 @@ def test_a_broken_face_is_named(tmp_path, out):
     assert not out.joinpath("face").exists()
 
 
-# --- downloads (no network: the fetching function is replaced) -------------------------------------------
+# --- downloads (no network: the downloading function is replaced) ----------------------------------------
 
 
-def test_only_what_is_missing_is_fetched(raw, out, tmp_path, monkeypatch):
+def test_only_missing_sets_are_downloaded(raw, out, tmp_path, monkeypatch):
     write_svhn(tmp_path / "site")
     fetched = []
 
@@ -448,35 +347,36 @@ def test_only_what_is_missing_is_fetched(raw, out, tmp_path, monkeypatch):
         source = tmp_path / "site" / "SVHN" / url.rpartition("/")[2]
         (Path(root) / name).write_bytes(source.read_bytes())
 
-    monkeypatch.setattr(prepare, "download_url", download)
-    write_faces(raw)
-    with pytest.raises(UserError, match=r"www\.csie\.ntu\.edu\.tw gives no .*usps\.bz2 .*away"):
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    write_lfwcrop(raw)
+    with pytest.raises(UserError, match=r"www\.csie\.ntu\.edu\.tw did not deliver .*usps\.bz2 .*away"):
         run(raw, out, "--download")
     assert len(fetched) == 3 and sorted(p.name for p in (raw / "SVHN").iterdir()) == [
         "test_32x32.mat",
         "train_32x32.mat",
     ]
-    assert {p.name for p in (out / "digits").iterdir()} == {"mnist", "mnistm", "svhn"}  # the rest was built
+    assert {p.name for p in (out / "digits").iterdir()} == {"mnist", "mnistm", "svhn"}  # the other sets were built
 
 
-def test_raw_files_at_hand_touch_no_network(raw, out, monkeypatch):
-    monkeypatch.setattr(prepare, "fetch", None)
-    run(raw, out)
-    assert (out / "digits" / "mnistm").exists()
+def test_existing_raw_files_are_not_downloaded(raw, out, monkeypatch):
+    for write in (write_usps, write_svhn, write_lfwcrop):
+        write(raw)
+    monkeypatch.setattr(prepare, "fetch", lambda *_: pytest.fail("a download"))
+    run(raw, out, "--download")
+    assert (out / "digits" / "mnistm").exists() and (out / "face").exists()
 
 
-def test_files_at_hand_are_not_fetched_again(tmp_path, out, monkeypatch):
+def test_only_the_missing_files_of_a_set_are_downloaded(tmp_path, out, monkeypatch):
     write_mnist(tmp_path)
     before = times(tmp_path / "MNIST")
     fetched = []
-    monkeypatch.setattr(prepare, "DOWNLOADS", {"mnistm": prepare.DOWNLOADS["mnistm"]})
+    monkeypatch.setattr(prepare, "DOMAINS", {"mnistm": DOMAINS["mnistm"]})
 
     def away(url, *args):
         fetched.append(url)
         raise OSError("away")
 
-    monkeypatch.setattr(prepare, "download_url", away)
-    monkeypatch.setattr("sklearn.datasets.fetch_lfw_people", lambda **_: away("lfw"))
-    with pytest.raises(UserError, match=r"www\.eecs\.berkeley\.edu gives no .*BSR_bsds500\.tgz"):
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", away)
+    with pytest.raises(UserError, match=r"www\.eecs\.berkeley\.edu did not deliver .*BSR_bsds500\.tgz"):
         run(tmp_path, out, "--download")
-    assert fetched == [prepare.BSDS_URL, "lfw"] and times(tmp_path / "MNIST") == before
+    assert fetched == [DOMAINS["mnistm"].files[-1][0]] and times(tmp_path / "MNIST") == before

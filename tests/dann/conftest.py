@@ -1,4 +1,4 @@
-"""A tiny canonical data folder: ten separable digits, drawn as bars, in two domains."""
+"""A tiny data folder: ten digits that are easy to tell apart, drawn as bars, in two domains."""
 
 from pathlib import Path
 
@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common import runlog
 from dann.train import main
 
 COUNTS = {"train": 40, "val": 20, "test": 20}
 
 
 def draw(digit: int, rng: np.random.Generator) -> np.ndarray:
-    """A bright bar whose place says the digit, on noise: (28, 28, 3) uint8."""
+    """Return a bright bar on noise, (28, 28, 3) uint8; its position encodes the digit."""
     image = rng.integers(0, 60, (28, 28, 3), dtype=np.uint8)
     row, column = divmod(digit, 5)
     image[4 + 12 * row:12 + 12 * row, 2 + 5 * column:6 + 5 * column] = 230
@@ -23,7 +22,7 @@ def draw(digit: int, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Batches of eight gain nothing from threads, and lose much to them on a busy machine."""
+    """Use one thread: with batches of eight, more threads only cost time on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,7 +31,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """hw2_data/digits/{mnistm,usps}, 28x28 PNGs and three CSVs; USPS is darker."""
+    """Write hw2_data/digits/{mnistm,usps}: 28x28 PNGs and three CSV files each. USPS is darker."""
     root = tmp_path_factory.mktemp("hw2_data")
     for domain, gain in (("mnistm", 1.0), ("usps", 0.7)):
         rng = np.random.default_rng(len(domain))
@@ -50,14 +49,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def bar():
-    """The function that draws a digit."""
+    """Return the function that draws a digit."""
     return draw
 
 
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
-    """Run dann.train in this process for six small steps, without curves (slow); returns the run folder."""
-    monkeypatch.setattr(runlog, "plot_curves", lambda run_dir: None)
+    """Train for six small steps in this process, without the slow curves; returns the run folder."""
+    monkeypatch.setattr("common.run.plot_curves", lambda run_dir: None)
 
     def run(name: str, *flags: str) -> Path:
         out = tmp_path / name
@@ -70,5 +69,5 @@ def train(data, tmp_path, monkeypatch):
 
 @pytest.fixture
 def weights():
-    """Read the network of a run folder, by tensor name."""
+    """Return the function that reads the network of a run folder, by tensor name."""
     return lambda out: torch.load(out / "last.pt", weights_only=True)["weights"]

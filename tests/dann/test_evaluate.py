@@ -1,4 +1,4 @@
-"""The table from made-up results."""
+"""The table: from invented results and from real runs; confusion matrices; mistakes in one line."""
 
 import json
 
@@ -7,12 +7,12 @@ import torch
 
 from common.errors import UserError
 from dann import evaluate
-from dann.evaluate import main
+from dann.evaluate import main, to_markdown
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Write result.json files; returns the function that adds a run."""
+    """Return the function that adds a run folder with a result.json."""
     def add(name, mode, seed=0, val=0.9, **changes):
         folder = tmp_path / name
         folder.mkdir()
@@ -48,7 +48,7 @@ def test_table(runs, tmp_path, capsys):
 | --- | --- |
 | trained on target | 97.0 |
 
-| accuracy on test of the oracle's step (chosen by target labels, used nowhere), % | mnistm -> usps |
+| accuracy on test at the oracle's step (chosen by target labels, for comparison only), % | mnistm -> usps |
 | --- | --- |
 | trained on target | 98.0 |
 """
@@ -71,7 +71,7 @@ def test_confusion_of_a_real_run(train, capsys):
     capsys.readouterr()
     assert main(["--confusion", str(out)]) == 0
     title, _, *rows = capsys.readouterr().out.split("\n\n")[-1].splitlines()
-    assert title.startswith("| trained on source, mnistm -> usps, seed 0: digits of val, read as | 0 | 1 |")
+    assert title.startswith("| trained on source, mnistm -> usps, seed 0: digits of val, predicted as | 0 | 1 |")
     names, *counts = zip(*([int(cell) for cell in row.strip("| ").split("|")] for row in rows), strict=True)
     assert names == tuple(range(10))
     assert [sum(row) for row in zip(*counts, strict=True)] == [2] * 10  # the set has two of each digit
@@ -79,11 +79,11 @@ def test_confusion_of_a_real_run(train, capsys):
     assert right / 20 == pytest.approx(json.loads((out / "result.json").read_text())["val"])
 
 
-def test_confusion_has_a_row_for_what_is_and_a_column_for_what_is_read(train, tmp_path, monkeypatch, capsys):
+def test_confusion_has_one_row_per_digit_and_one_column_per_prediction(train, tmp_path, monkeypatch, capsys):
     out = train("run", "--mode", "source")
-    readings = torch.arange(20) % 10
-    readings[[3, 13]] = torch.tensor([5, 3])  # of the two threes one is read as a 5
-    monkeypatch.setattr(evaluate, "predict", lambda *args: (None, readings))
+    predicted = torch.arange(20) % 10
+    predicted[3] = 5  # one of the two threes
+    monkeypatch.setattr(evaluate, "predict", lambda *args: (None, predicted))
     assert main(["--confusion", str(out), "--out", str(tmp_path / "table.md")]) == 0
     table = (tmp_path / "table.md").read_text()
     assert "| 3 | 0 | 0 | 0 | 1 | 0 | 1 | 0 | 0 | 0 | 0 |\n" in table
@@ -101,3 +101,10 @@ def test_mistakes(runs, tmp_path):
         main([first, str(tmp_path)])
     with pytest.raises(UserError, match=r"\.md"):
         main([first, "--out", "table.txt"])
+
+
+def test_results_of_an_earlier_version_still_render():
+    """Changes are stored as text, so the table keeps rows whose settings have since been renamed."""
+    cells = [{"row": "DANN, lr_decay cosine", "column": "mnistm -> usps", "steps": 10, "seeds": [0],
+              "val": {"mean": 0.5, "std": None}}]
+    assert "| DANN, lr_decay cosine | 50.0 |" in to_markdown(cells)

@@ -1,4 +1,4 @@
-"""Inference: the CSV's contract, the choice of the network, and broken folders."""
+"""Inference: the CSV file, the choice of the network, and broken images."""
 
 import csv
 from pathlib import Path
@@ -19,7 +19,7 @@ from dann.predict import predict
 
 @pytest.fixture
 def released(tmp_path, monkeypatch):
-    """A folder of released checkpoints, one a target, with untrained networks."""
+    """A folder of released checkpoints with untrained networks, one per target."""
     folder = tmp_path / "weights"
     for seed, target in enumerate(("usps", "svhn")):
         torch.manual_seed(seed)
@@ -34,7 +34,7 @@ def released(tmp_path, monkeypatch):
 
 @pytest.fixture
 def images(tmp_path):
-    """Twelve images in five modes, written in an order that is not the names'."""
+    """Twelve images in five modes, written in another order than that of their names."""
     folder = tmp_path / "digits" / "USPS" / "data"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 
 def test_csv_is_sorted_and_complete(released, images, tmp_path, capsys):
-    out = tmp_path / "made" / "OUT.csv"
+    out = tmp_path / "new" / "OUT.csv"
     assert main([str(images), str(out)]) == 0
     header, *rows = rows_of(out)
     assert header == ["image_name", "label"]
@@ -59,7 +59,7 @@ def test_csv_is_sorted_and_complete(released, images, tmp_path, capsys):
     assert [p.name for p in out.parent.iterdir()] == ["OUT.csv"]
 
 
-def test_labels_are_the_networks(released, images, tmp_path):
+def test_labels_are_those_of_the_network(released, images, tmp_path):
     main([str(images), str(tmp_path / "OUT.csv")])
     _, state = checkpoint.load_weights(released / "dann-mnistm-usps.pt", "dann")
     model = DANN()
@@ -82,7 +82,7 @@ def test_batches_change_nothing():
 
 
 @pytest.mark.parametrize("standardised", [True, False])
-def test_predicts_on_the_input_of_training(standardised):
+def test_prediction_and_training_prepare_images_alike(standardised):
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     model = DANN().eval()
     x = images / 127.5 - 1
@@ -111,12 +111,12 @@ def test_all_images_broken(released, images, tmp_path):
     ("hw2_data/digits/svhn/data", "svhn"), ("/data/USPS", "usps"), ("my_svhn_test", "svhn"),
 ])
 def test_target_in_the_path(path, target):
-    assert target_of(Path(path)) == target
+    assert target_of(Path(path), ["svhn", "usps"]) == target
 
 
-@pytest.mark.parametrize("path", ["hw2_data/test", "usps/and/svhn"])
-def test_unclear_target(path, tmp_path):
-    with pytest.raises(UserError, match="--target"):
+@pytest.mark.parametrize("path, named", [("hw2_data/test", "no target domain"), ("usps/and/svhn", "svhn and usps")])
+def test_unclear_target(path, named, released, tmp_path):
+    with pytest.raises(UserError, match=f"{path} names {named}: choose with --target svhn or usps"):
         main([path, str(tmp_path / "OUT.csv")])
 
 
@@ -127,6 +127,13 @@ def test_target_flag_and_weights_override_the_path(released, images, tmp_path, c
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
+def test_every_released_target_can_be_chosen(released, images, tmp_path, capsys):
+    (released / "dann-mnistm-svhn.pt").rename(released / "dann-mnistm-mnist.pt")
+    assert main([str(images), str(tmp_path / "OUT.csv"), "--target", "mnist"]) == 0
+    with pytest.raises(UserError, match="--target"):
+        main([str(images), str(tmp_path / "other.csv"), "--target", "svhn"])
+
+
 def test_says_when_the_target_was_a_stand_in(images, tmp_path, capsys):
     for target in ("builtin-svhn", "usps"):
         path = tmp_path / f"{target}.pt"
@@ -134,7 +141,7 @@ def test_says_when_the_target_was_a_stand_in(images, tmp_path, capsys):
         checkpoint.save(path, {"kind": "dann", "weights": DANN().state_dict(), "model_args": model_args})
         capsys.readouterr()
         main([str(images), str(tmp_path / f"{target}.csv"), "--weights", str(path)])
-        assert ("in the place of svhn" in capsys.readouterr().out) == (target == "builtin-svhn")
+        assert ("stand-in for svhn" in capsys.readouterr().out) == (target == "builtin-svhn")
 
 
 def test_refuses_to_overwrite(released, images, tmp_path):
@@ -145,7 +152,7 @@ def test_refuses_to_overwrite(released, images, tmp_path):
     assert out.read_text() == "mine"
 
 
-def test_of_several_processes_the_first_reads_them_all(released, images, tmp_path, monkeypatch):
+def test_the_first_of_several_processes_predicts_all(released, images, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "10":
         assert not (tmp_path / "OUT.csv").exists()

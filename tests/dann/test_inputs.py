@@ -1,9 +1,9 @@
-"""What the network sees: standardised images, and random changes that keep the digit."""
+"""The network's input: standardised images, and random changes that keep the digit."""
 
 import pytest
 import torch
 
-from dann.inputs import geometry, intensity, network_input, scale_range, standardise
+from dann.inputs import geometry, intensity, network_input, picture, scale_range, standardise
 
 WIDE = (0.9, 1.5)
 
@@ -27,8 +27,8 @@ def test_geometry_keeps_shape_range_and_flat_images():
 
 
 @pytest.mark.parametrize("scale, smallest, largest", [((0.9, 1.5), 0.8, 2.3), ((0.6, 1.1), 0.3, 1.25)])
-def test_geometry_scales_as_told_and_never_mirrors(scale, smallest, largest):
-    """A mark in the upper left corner stays nearer to it than to any other corner."""
+def test_geometry_respects_the_scale_and_never_mirrors(scale, smallest, largest):
+    """A mark in the upper left corner stays nearer to that corner than to any other."""
     images = torch.zeros(400, 1, 28, 28)
     images[:, :, 7:10, 7:10] = 1
     mass = geometry(images, scale)[:, 0]
@@ -38,7 +38,7 @@ def test_geometry_scales_as_told_and_never_mirrors(scale, smallest, largest):
     assert area.median().item() == pytest.approx((sum(scale) / 2) ** 2, rel=0.15)
 
 
-def test_scales_reach_from_one_framing_to_the_other():
+def test_scales_cover_the_digit_sizes_of_both_domains():
     assert scale_range("mnistm", "mnist") == scale_range("usps", "svhn") == (0.9, 1.1)
     assert scale_range("mnistm", "usps") == pytest.approx((0.9, 1.54))
     assert scale_range("usps", "mnistm") == pytest.approx((0.9 / 1.4, 1.1))
@@ -66,3 +66,9 @@ def test_network_input():
     for changes in ({"scale": WIDE}, {"recolour": True}):
         assert not torch.allclose(network_input(images, **changes), network_input(images))
     assert network_input(images, scale=WIDE, recolour=True).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_picture_shows_one_or_two_batches():
+    x = torch.randn(20, 3, 28, 28)
+    rows = [picture(x, other, True).height for other in (None, x)]
+    assert rows == [2 * (2 * 30 + 2), 2 * (4 * 30 + 2)]  # rows of eight, gaps of two pixels, at twice the size

@@ -1,4 +1,4 @@
-"""The architecture against the golden text, gradient reversal, losses, and the teacher."""
+"""The architecture against a golden text; gradient reversal, losses, diagnosis, and the teacher."""
 
 import math
 from pathlib import Path
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dann.grl import grad_reverse, grl_coeff
-from dann.losses import called_source, class_loss, domain_accuracy, domain_loss, pseudo_label_loss
+from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN
 from dann.teacher import decide, pseudo_labels
+from tests.trainers import same
 
 GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
 
@@ -85,43 +86,53 @@ def test_losses_by_hand():
     assert called_source(target, target).item() == 0
 
 
-def test_pseudo_labels_count_where_the_teacher_is_sure():
+@pytest.mark.parametrize("row, expected", [
+    ({"domain_accuracy": 0.6, "called_source": 0.5}, None),
+    ({"class_loss": 1.0}, None),
+    ({"domain_accuracy": 0.5, "called_source": 0.0}, "collapsed"),
+    ({"domain_accuracy": 0.5, "called_source": 1.0}, "collapsed"),
+    ({"domain_accuracy": 0.99, "called_source": 0.5}, "not aligned"),
+])
+def test_diagnosis(row, expected):
+    assert expected in diagnose(row) if expected else diagnose(row) is None
+
+
+def test_only_confident_pseudo_labels_count():
     logits, digits = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
-    sure = torch.tensor([True, False, False, True])
-    expected = torch.nn.functional.cross_entropy(logits[sure], digits[sure], reduction="sum") / 4
-    assert pseudo_label_loss(logits, digits, sure).item() == pytest.approx(expected.item())
+    confident = torch.tensor([True, False, False, True])
+    expected = torch.nn.functional.cross_entropy(logits[confident], digits[confident], reduction="sum") / 4
+    assert pseudo_label_loss(logits, digits, confident).item() == pytest.approx(expected.item())
     assert pseudo_label_loss(logits, digits, torch.zeros(4, dtype=torch.bool)) == 0
 
 
-def test_the_teacher_reads_with_statistics_of_the_target_and_without_dropout():
+def test_the_teacher_uses_statistics_of_the_batch_and_no_dropout():
     torch.manual_seed(0)
     teacher = DANN()
     images = torch.randn(16, 3, 28, 28) * 3 + 1
-    digits, sure = pseudo_labels(teacher, images, balance=False)
-    assert digits.dtype == torch.int64 and sure.dtype == torch.bool and digits.shape == sure.shape == (16,)
-    again = pseudo_labels(teacher, images, balance=False)
-    assert all(torch.equal(a, b) for a, b in zip(again, (digits, sure), strict=True))
+    digits, confident = pseudo_labels(teacher, images, balance=False)
+    assert (digits.dtype, confident.dtype) == (torch.int64, torch.bool) and digits.shape == confident.shape == (16,)
+    assert same(pseudo_labels(teacher, images, balance=False), (digits, confident))
     torch.testing.assert_close(teacher.feature[1].running_mean,
                                0.19 * teacher.feature[0](images).mean((0, 2, 3)))  # two steps of momentum 0.1
     teacher.classifier[-1].bias.data[7] += 100
-    digits, sure = pseudo_labels(teacher, images, balance=False)
-    assert (digits == 7).all() and sure.all()
+    digits, confident = pseudo_labels(teacher, images, balance=False)
+    assert (digits == 7).all() and confident.all()
     teacher.classifier[-1].weight.data.zero_()
     teacher.classifier[-1].bias.data.zero_()
     assert not pseudo_labels(teacher, images, balance=False)[1].any()
 
 
-def test_a_digit_that_is_seldom_read_is_given_its_share():
+def test_balance_raises_the_share_of_a_rare_digit():
     probabilities = torch.full((4, 10), 0.01)
     probabilities[:3, 5], probabilities[3, 5], probabilities[3, 6] = 0.91, 0.50, 0.42
     assert decide(probabilities, balance=False)[0].tolist() == [5, 5, 5, 5]
-    digits, sure = decide(probabilities, balance=True)
+    digits, confident = decide(probabilities, balance=True)
     assert digits.tolist() == [5, 5, 5, 6]
     aligned = probabilities[3] / probabilities.mean(0)
-    assert sure.tolist() == [False] * 3 + [(aligned[6] / aligned.sum()).item() > 0.9]
-    even = torch.eye(10).repeat(2, 1) * 0.9 + 0.01  # equally many of each are left as they are
-    assert all(torch.equal(a, b) for a, b in zip(decide(even, True), decide(even, False), strict=True))
-    # One in a million, in a batch where nothing else speaks for that digit, is noise.
+    assert confident.tolist() == [False] * 3 + [(aligned[6] / aligned.sum()).item() > 0.9]
+    even = torch.eye(10).repeat(2, 1) * 0.9 + 0.01  # equally many of each digit: nothing changes
+    assert same(decide(even, True), decide(even, False))
+    # A probability of one in a million stays small, even if no image of the batch has a larger one for that digit.
     probabilities = torch.eye(10)[:3].repeat(2, 1)
     probabilities[:, 9] = 1e-6
     assert decide(probabilities, balance=True)[0].tolist() == [0, 1, 2, 0, 1, 2]

@@ -1,4 +1,4 @@
-"""The feature plots: the same bytes again, clusters where there are some, and mistakes in one line."""
+"""The feature plots: the same picture every time, clusters that stay apart, and mistakes in one line."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A small digit folder in the canonical layout."""
+"""A small digit folder in the layout of the project, and previews that take no time."""
 
 import csv
 
@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import generate, train
+from diffusion import pipeline, train
 
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
-    """40 training and 40 validation images of domain mnistm; a digit is a bright bar at its own height."""
+    """40 training and 40 validation images of domain mnistm; each digit is a bright bar at its own height."""
     root = tmp_path_factory.mktemp("data") / "hw2_data"
     folder = root / "digits" / "mnistm"
     (folder / "data").mkdir(parents=True)
@@ -31,11 +31,11 @@ def digits_dir(tmp_path_factory):
 
 @pytest.fixture(scope="package", autouse=True)
 def short_previews_on_one_thread():
-    """Keep the seconds for what is tested; networks this small gain nothing from a second thread."""
+    """Save time: previews are not tested here, and networks this small gain nothing from a second thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PREVIEW", generate.Setting("ddim", 2, 2.0))
-        patch.setattr(generate, "PREVIEW_COLUMNS", 1)
+        patch.setattr(train, "PREVIEW", pipeline.Setting("ddim", 2, 2.0))
+        patch.setattr(pipeline, "PREVIEW_COLUMNS", 1)
         yield
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Distillation: what the teacher shows, a step by hand, resume, and a checkpoint that says how it draws."""
+"""Distillation: targets of the student, a step by hand, resume, and the setting that a checkpoint stores."""
 
 import copy
 import shutil
@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from common import checkpoint
-from common.batches import MicroBatches
 from common.ema import EMA
 from common.errors import UserError
 from diffusion import distill, inference
-from diffusion.generate import STANDARD, Network, Setting, load_network
-from diffusion.samplers import ddim, guided_denoiser
+from diffusion.pipeline import STANDARD, Pipeline, Setting, load_pipeline
+from diffusion.samplers import State, ddim, ddim_step
 from diffusion.schedule import make_schedule
 from diffusion.unet import KIND, ConditionalUNet
+from tests.trainers import same
 
 MODEL_ARGS = {"width": 8, "prediction": "velocity", "schedule": "cosine"}
 FLAGS = ["--batch-size", "8", "--steps", "4", "--log-every", "2", "--sample-every", "4", "--save-every", "2",
@@ -24,11 +24,11 @@ FLAGS = ["--batch-size", "8", "--steps", "4", "--log-every", "2", "--sample-ever
 @pytest.fixture(scope="module")
 def teacher():
     torch.manual_seed(0)
-    return Network(ConditionalUNet(8).eval(), make_schedule("cosine"), MODEL_ARGS)
+    return Pipeline(ConditionalUNet(8).eval(), make_schedule("cosine"), MODEL_ARGS)
 
 
-def save(path, network, **more):
-    checkpoint.save(path, {"kind": KIND, "model_args": MODEL_ARGS | more, "weights": network.state_dict()})
+def save(path, model, **more):
+    checkpoint.save(path, {"kind": KIND, "model_args": MODEL_ARGS | more, "weights": model.state_dict()})
     return path
 
 
@@ -45,25 +45,21 @@ def weights(out):
     return torch.load(out / "last.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("first", [0, 2, 6])  # of four steps: the first, the second, and the one that ends the chain
-def test_one_step_of_the_student_goes_where_two_of_a_distilled_teacher_go(teacher, first):
+@pytest.mark.parametrize("first", [0, 2, 6])  # of the student's four steps: the first, the second and the last
+def test_one_step_of_the_student_ends_where_two_of_a_distilled_teacher_end(teacher, first):
     teacher = teacher._replace(model_args=MODEL_ARGS | {"distilled": ["ddim", 8, 1.0]})
     labels = torch.tensor([3, 7])
-    denoise = guided_denoiser(teacher.model, teacher.schedule, labels, 2.0, "velocity")
-    states = list(ddim(denoise, teacher.schedule, lambda: torch.randn(2, 3, 28, 28), 8))
-    here, _, there = states[first:first + 3]
+    states = list(ddim(lambda x_t, t: teacher.denoise(x_t, t, labels, 2.0), teacher.schedule,
+                       lambda: torch.randn(2, 3, 28, 28), 8))
+    start, _, end = states[first:first + 3]
     times = [torch.tensor([state.t] * 2) for state in states[first:first + 3]]
-    x_0 = distill.teach(teacher, 2.0, here.x, times, labels)
-    torch.testing.assert_close(ddim_step(teacher, here.x, x_0, times), there.x, rtol=1e-4, atol=1e-4)
-
-
-def ddim_step(teacher, x_t, x_0, times):
-    (signal, sigma), (end_signal, end_sigma) = map(teacher.schedule.scales, (times[0], times[-1]))
-    return end_signal * x_0 + end_sigma / sigma * (x_t - signal * x_0)
+    x_0 = distill.distill_target(teacher, 2.0, start.x, times, labels)
+    reached = ddim_step(teacher.schedule, start.x, x_0, start.t, end.t)
+    torch.testing.assert_close(reached, end.x, rtol=1e-4, atol=1e-4)
 
 
 class Gaussian(torch.nn.Module):
-    """The velocity in x_t where images are normal with mean 0 and standard deviation 0.2."""
+    """Predict the exact velocity for images that are normal with mean 0 and standard deviation 0.2."""
 
     def __init__(self, schedule):
         super().__init__()
@@ -79,38 +75,39 @@ class Gaussian(torch.nn.Module):
         return (signal**2 * 0.04 + sigma**2).sqrt()
 
 
-def test_any_other_teacher_goes_by_a_method_of_second_order():
+def test_any_other_teacher_takes_a_step_of_second_order():
     schedule = make_schedule("cosine")
     exact = Gaussian(schedule)
-    teacher, errors = Network(exact, schedule, MODEL_ARGS), []
+    teacher, errors = Pipeline(exact, schedule, MODEL_ARGS), []
     x_t, labels = torch.full((1, 3, 28, 28), 0.1), torch.zeros(1, dtype=torch.int64)
     for length in (40, 80):
         times = [torch.tensor([500 - i * length]) for i in range(3)]
-        arrived = ddim_step(teacher, x_t, distill.teach(teacher, 1.0, x_t, times, labels), times)
-        there = x_t * exact.deviation(times[2]) / exact.deviation(times[0])
-        errors.append((arrived - there).abs().mean().item())
-    assert 6 < errors[1] / errors[0] < 12  # of one step: third order; two DDIM steps have 4
+        target = distill.distill_target(teacher, 1.0, x_t, times, labels)
+        reached = ddim_step(schedule, x_t, target, times[0], times[2])
+        expected = x_t * exact.deviation(times[2]) / exact.deviation(times[0])
+        errors.append((reached - expected).abs().mean().item())
+    assert 6 < errors[1] / errors[0] < 12  # the error of one step grows by 2^3; with two DDIM steps, by 2^2
     last = [torch.tensor([t]) for t in (120, 60, -1)]
-    x_middle = ddim_step(teacher, x_t, distill.teach(teacher, 1.0, x_t, last[:2], labels), last[:2])
-    torch.testing.assert_close(distill.teach(teacher, 1.0, x_t, last, labels),
-                               distill.teach(teacher, 1.0, x_middle, last[1:], labels))
+    x_middle = ddim_step(schedule, x_t, distill.distill_target(teacher, 1.0, x_t, last[:2], labels), last[0], last[1])
+    torch.testing.assert_close(distill.distill_target(teacher, 1.0, x_t, last, labels),
+                               distill.distill_target(teacher, 1.0, x_middle, last[1:], labels))
 
 
-def test_a_single_step_shows_what_the_guided_teacher_sees(teacher):
+def test_the_target_of_guidance_distillation_is_the_guided_prediction(teacher):
     x_t, labels, t = torch.randn(3, 3, 28, 28), torch.tensor([1, 2, 3]), torch.tensor([0, 500, 999])
-    seen = distill.teach(teacher, 3.0, x_t, [t, t - 1], labels)
+    target = distill.distill_target(teacher, 3.0, x_t, [t, t - 1], labels)
     for i in range(3):
         one = slice(i, i + 1)
-        denoise = guided_denoiser(teacher.model, teacher.schedule, labels[one], 3.0, "velocity")
-        torch.testing.assert_close(seen[one], denoise(x_t[one], int(t[i])), rtol=1e-4, atol=1e-4)
+        expected = teacher.denoise(x_t[one], int(t[i]), labels[one], 3.0)
+        torch.testing.assert_close(target[one], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("chain", "times"), [([], list(range(1000))), (["--chain", "4"], [249, 499, 749, 999])])
-def test_the_student_learns_at_every_time_of_its_chain(teacher, monkeypatch, chain, times):
-    seen = []
+@pytest.mark.parametrize(("chain", "times"), [(None, list(range(1000))), (4, [249, 499, 749, 999])])
+def test_the_student_is_trained_at_every_time_of_its_chain(teacher, monkeypatch, chain, times):
+    trained_at = []
 
-    def teach(teacher, guidance, x_t, times, labels):
-        seen.extend(times[0].tolist())
+    def distill_target(teacher, guidance, x_t, times, labels):
+        trained_at.extend(times[0].tolist())
         return torch.zeros_like(x_t)
 
     class Student(torch.nn.Module):
@@ -121,24 +118,24 @@ def test_the_student_learns_at_every_time_of_its_chain(teacher, monkeypatch, cha
         def forward(self, x, t, labels):
             return self.scale * x
 
-    monkeypatch.setattr(distill, "teach", teach)
-    student, args = Student(), distill.parse_args(chain)
-    optimiser = torch.optim.Adam(student.parameters())
+    monkeypatch.setattr(distill, "distill_target", distill_target)
+    student = Student()
     torch.manual_seed(0)
-    distill.train_step(student, EMA(student, 0.9), optimiser, teacher, torch.zeros(10_000, 3, 1, 1),
-                       torch.zeros(10_000, dtype=torch.int64), MicroBatches(), args, torch.float32)
-    assert sorted(set(seen)) == times
+    distill.train_step(student, EMA(student, 0.9), torch.optim.Adam(student.parameters()), teacher,
+                       torch.zeros(10_000, 3, 1, 1), torch.zeros(10_000, dtype=torch.int64), guidance=2.0,
+                       chain=distill.chain_times(1000, chain), dtype=torch.float32)
+    assert sorted(set(trained_at)) == times
 
 
 def test_one_step_by_hand(teacher):
-    args = distill.parse_args(["--chain", "4", "--guidance", "2", "--lr", "1e-3"])
     student = copy.deepcopy(teacher.model)
     torch.nn.init.normal_(student.outc.weight)
     by_hand, start = copy.deepcopy(student), copy.deepcopy(student.state_dict())
-    optimiser, ema = torch.optim.Adam(student.parameters(), lr=1e-3), EMA(student, 0.99)
+    optimizer, ema = torch.optim.Adam(student.parameters(), lr=1e-3), EMA(student, 0.99)
     x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
     torch.manual_seed(1)
-    metrics = distill.train_step(student, ema, optimiser, teacher, x_0, labels, MicroBatches(), args, torch.float32)
+    metrics = distill.train_step(student, ema, optimizer, teacher, x_0, labels, guidance=2.0,
+                                 chain=distill.chain_times(1000, 4), dtype=torch.float32)
 
     torch.manual_seed(1)
     position = torch.randint(0, 4, (6,))
@@ -147,10 +144,10 @@ def test_one_step_by_hand(teacher):
     times = [grid[2 * position + i] for i in range(3)]
     alpha_bar = teacher.schedule.alphas_cumprod[times[0]].view(-1, 1, 1, 1)
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
-    target = distill.teach(teacher, 2.0, x_t, times, labels)
-    seen = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * by_hand(x_t, times[0], labels)
+    target = distill.distill_target(teacher, 2.0, x_t, times, labels)
+    predicted = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * by_hand(x_t, times[0], labels)
     weight = (alpha_bar / (1 - alpha_bar)).clamp(min=1)
-    loss = (weight * (seen - target) ** 2).mean()
+    loss = (weight * (predicted - target) ** 2).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
     torch.optim.Adam(by_hand.parameters(), lr=1e-3).step()
@@ -163,43 +160,44 @@ def test_one_step_by_hand(teacher):
 
 
 def test_overfits_one_batch(teacher):
-    args, student, losses = distill.parse_args(["--guidance", "4"]), copy.deepcopy(teacher.model), []
-    optimiser, ema, whole = torch.optim.Adam(student.parameters(), lr=3e-3), EMA(student, 0.9), MicroBatches()
+    student, losses = copy.deepcopy(teacher.model), []
+    optimizer, ema = torch.optim.Adam(student.parameters(), lr=3e-3), EMA(student, 0.9)
     for _ in range(20):
         torch.manual_seed(0)  # the same times and noise
-        losses.append(distill.train_step(student, ema, optimiser, teacher, torch.zeros(4, 3, 28, 28), torch.arange(4),
-                                         whole, args, torch.float32)["loss"])
+        losses.append(distill.train_step(student, ema, optimizer, teacher, torch.zeros(4, 3, 28, 28), torch.arange(4),
+                                         guidance=4.0, chain=distill.chain_times(1000, None),
+                                         dtype=torch.float32)["loss"].item())
     assert losses[-1] < 0.3 * losses[0]
 
 
 def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, tmp_path):
     assert run(digits_dir, released, tmp_path / "guided", "--lr", "1e-12", "--ema-decay", "0") == 0
-    guided = load_network(tmp_path / "guided" / "last.pt", torch.device("cpu"))
+    guided = load_pipeline(tmp_path / "guided" / "last.pt", torch.device("cpu"))
     assert guided.setting == STANDARD._replace(guidance=1)
-    for name, value in teacher.model.state_dict().items():  # where it starts from
+    for name, value in teacher.model.state_dict().items():  # it starts from the teacher's weights
         torch.testing.assert_close(guided.model.state_dict()[name], value, rtol=0, atol=1e-6)
 
     assert run(digits_dir, tmp_path / "guided" / "last.pt", tmp_path / "short", "--chain", "3") == 0
     assert weights(tmp_path / "short")["args"]["guidance"] == 1
-    short = load_network(tmp_path / "short" / "last.pt", torch.device("cpu"))
+    short = load_pipeline(tmp_path / "short" / "last.pt", torch.device("cpu"))
     assert short.setting == Setting("ddim", 3, 1)
-    inference.main([str(tmp_path / "way.gif"), "--weights", str(tmp_path / "short" / "last.pt"), "--gif",
+    inference.main([str(tmp_path / "denoising.gif"), "--weights", str(tmp_path / "short" / "last.pt"), "--gif",
                     "--per-digit", "1"])
-    assert (tmp_path / "way.gif").exists()
+    assert (tmp_path / "denoising.gif").exists()
     for name in ("samples/0000004.png", "curves.png", "done"):
         assert (tmp_path / "short" / name).exists()
 
 
-def test_stopped_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
+def test_killed_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
     flags = ["--chain", "2"]
     run(digits_dir, released, tmp_path / "whole", *flags)
     step = distill.train_step
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         calls = iter([step, step, step])
 
-        def killed(*args):
+        def killed(*args, **values):
             try:
-                return next(calls)(*args)
+                return next(calls)(*args, **values)
             except StopIteration:
                 raise RuntimeError("killed") from None
 
@@ -207,20 +205,18 @@ def test_stopped_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
         run(digits_dir, released, tmp_path / "broken", *flags)
     assert weights(tmp_path / "broken")["step"] == 2
     run(digits_dir, released, tmp_path / "broken", *flags, "--resume", "auto")
-    parts = [weights(tmp_path / name)["parts"] for name in ("whole", "broken")]
-    torch.testing.assert_close(*(part["model"] for part in parts), rtol=0, atol=0)
-    torch.testing.assert_close(*(part["ema"]["module"] for part in parts), rtol=0, atol=0)
+    assert same(*(weights(tmp_path / name)["parts"] for name in ("whole", "broken")))
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "broken/metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("distilled", "more", "message"), [
-    (None, ["--guidance", "1"], "nothing to learn"),
+    (None, ["--guidance", "1"], "the student would equal its teacher: add --chain"),
     (None, ["--chain", "501"], "at most 500"),
     (None, ["--chain", "0"], ">= 1"),
     (None, ["--teacher", "nowhere.pt"], "no checkpoint at nowhere.pt"),
-    (["dpm-solver++", 10, 1.0], [], "nothing to learn"),
+    (["dpm-solver++", 10, 1.0], [], "the student would equal its teacher: add --chain"),
     (["dpm-solver++", 10, 1.0], ["--guidance", "2", "--chain", "4"], "was distilled with its guidance"),
-    (["ddim", 8, 1.0], ["--chain", "8"], "chain of 8 steps: got --chain 8, expected half of them, 4"),
+    (["ddim", 8, 1.0], ["--chain", "8"], "was distilled to 8 steps: got --chain 8, expected half of them, 4"),
     (["ddim", 8, 1.0], [], "expected half of them, 4"),
 ])
 def test_mistakes_end_in_one_line_and_write_nothing(digits_dir, teacher, tmp_path, distilled, more, message):
@@ -237,24 +233,24 @@ def test_a_distilled_network_is_not_guided(teacher, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_released_networks_are_chosen_by_what_is_asked(teacher, tmp_path, monkeypatch):
+def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "RELEASED", tmp_path)
     save(tmp_path / "diffusion-distilled.pt", teacher.model, distilled=["ddim", 2, 1.0])
     student = copy.deepcopy(teacher.model)
     torch.nn.init.normal_(student.outc.bias)
     save(tmp_path / "diffusion.pt", student)
-    drawn = []
+    used = []
 
-    def chain(network, setting, *rest):
-        drawn.append((network.distilled is not None, *setting[:3]))
-        return iter([inference.State(-1, torch.zeros(1, 3, 28, 28))])
+    def sample(pipeline, setting, *args, **values):
+        used.append((pipeline.distilled is not None, *setting))
+        return iter([State(-1, torch.zeros(1, 3, 28, 28))])
 
-    monkeypatch.setattr(inference, "chain", chain)
+    monkeypatch.setattr(inference, "sample", sample)
     for flags in ([], ["--grid"], ["--process"], ["--gif"], ["--full"], ["--steps", "7"], ["--guidance", "3"],
                   ["--process", "--sampler", "ddim"]):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")
         inference.main([str(tmp_path / name), "--digits", "0", "--per-digit", "1", *flags])
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
-    assert drawn == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 10, 2), (False, "ddim", 40, 2),
-                     (False, "ddpm", 10, 2), (False, "dpm-solver++", 7, 2), (False, "dpm-solver++", 10, 3),
-                     (False, "ddim", 10, 2)]
+    assert used == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 10, 2), (False, "ddim", 40, 2),
+                    (False, "ddpm", 10, 2), (False, "dpm-solver++", 7, 2), (False, "dpm-solver++", 10, 3),
+                    (False, "ddim", 10, 2)]

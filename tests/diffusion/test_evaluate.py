@@ -1,4 +1,4 @@
-"""Scores that cannot be gamed: wrong digits, one digit repeated, and copies must each show."""
+"""Every fault of a generator must show in a score: wrong digits, one image repeated, copies of training digits."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
-from common.metrics import SHOWN
+from common.scores import SHOWN
 from diffusion import evaluate
 
 
@@ -26,7 +26,7 @@ def test_fresh_real_features_score_as_well_as_real_ones():
     assert scores["variety"] == pytest.approx(1, abs=0.05)
 
 
-def test_one_perfect_image_a_digit_has_no_variety_and_a_large_distance():
+def test_one_perfect_image_per_digit_has_no_variety_and_a_large_distance():
     fake, labels = features(1, seed=1)
     repeated, labels = fake.repeat(100, axis=0), labels.repeat(100)
     scores = evaluate.score(repeated, labels, labels, *features(300, seed=2))
@@ -46,17 +46,17 @@ def test_accuracy_is_counted_digit_by_digit():
 
 def test_too_few_images_are_refused():
     for fake, real in ((1, 30), (10, 1)):
-        with pytest.raises(UserError, match="at least 2 and 2 a digit"):
+        with pytest.raises(UserError, match="expected at least 2, and 2 per digit"):
             fake_features, labels = (part[:fake] for part in features(10, seed=1))
             evaluate.score(fake_features, labels, labels, *(part[::30 // real] for part in features(30, seed=2)))
 
 
-def test_command_scores_a_folder_and_draws_the_neighbours(digits_dir, tmp_path, capsys, monkeypatch):
+def test_command_scores_a_folder_and_shows_the_neighbours(digits_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
     source = digits_dir / "digits" / "mnistm" / "data"
-    folder = tmp_path / "made"
+    folder = tmp_path / "generated"
     folder.mkdir()
-    for i in range(20):  # training images, passed off as generated ones
+    for i in range(20):  # training images in the place of generated ones
         (folder / f"{i % 10}_{i // 10:03d}.png").write_bytes((source / f"{i:05d}.png").read_bytes())
     command = [str(folder), "--data", str(digits_dir), "--classifier", str(tmp_path / "classifier.pt"),
                "--out", str(tmp_path / "scores.json"), "--neighbours", str(tmp_path / "near.png")]
@@ -68,9 +68,9 @@ def test_command_scores_a_folder_and_draws_the_neighbours(digits_dir, tmp_path, 
     assert "0 is a copy" in capsys.readouterr().out
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.size == (2 * ((1 + SHOWN) * 30 + 2), 2 * (10 * 30 + 2))
-    kept = (tmp_path / "classifier.pt").stat().st_mtime_ns
+    written = (tmp_path / "classifier.pt").stat().st_mtime_ns
     assert evaluate.main(command) == 0
-    assert (tmp_path / "classifier.pt").stat().st_mtime_ns == kept  # trained once
+    assert (tmp_path / "classifier.pt").stat().st_mtime_ns == written  # trained only once
 
 
 def test_foreign_names_are_refused(digits_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""The schedule's algebra and both ends of its time axis."""
+"""The algebra of the schedule, both ends of its time axis, and the losses."""
 
 import math
 
@@ -9,7 +9,7 @@ from diffusion.loss import diffusion_loss, quartile_means
 from diffusion.schedule import PREDICTIONS, SCHEDULES, make_schedule
 
 
-def test_linear_schedule_is_ddpms():
+def test_linear_schedule_is_that_of_ddpm():
     schedule = make_schedule("linear")
     assert schedule.num_timesteps == 1000
     assert schedule.betas[0].item() == pytest.approx(1e-4)
@@ -37,7 +37,7 @@ def test_prediction_inverts_q_sample(prediction):
 
 
 def test_q_sample_has_the_variance_of_the_chain():
-    # Iterating q(x_t | x_{t-1}) over all steps must give the closed form's variance (eq. 2 against eq. 4).
+    # Sampling q(x_t | x_{t-1}) step by step (eq. 2) must give the variance of the closed form (eq. 4).
     schedule = make_schedule("linear")
     variance = 0.0
     for beta in schedule.betas[:400].double():
@@ -49,7 +49,7 @@ def test_q_sample_has_the_variance_of_the_chain():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weights_both_predictions_alike(prediction):
-    # The same guess of x_0 must cost the same, whichever way the network expresses it.
+    # The same prediction of x_0 must have the same loss, whether the network predicts noise or velocity.
     schedule = make_schedule("cosine")
     x_0, noise = torch.rand(5, 3, 2, 2), torch.randn(5, 3, 2, 2)
     t = torch.tensor([20, 200, 500, 700, 900])
@@ -73,7 +73,7 @@ def test_plain_noise_loss_is_l_simple():
     torch.testing.assert_close(loss, noise.square().mean(dim=(1, 2, 3)))
 
 
-def test_quartiles_split_time_into_four():
+def test_quartile_means_split_time_into_four():
     means = quartile_means(torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0]), torch.tensor([0, 250, 500, 749, 999]), 1000)
     assert [means[f"loss_q{q}"].item() for q in range(4)] == [1.0, 2.0, 4.0, 7.0]
 

@@ -1,4 +1,4 @@
-"""Training: one step by hand, determinism, exact resume, and that it learns."""
+"""Training: one step by hand, determinism, exact resume, the learning rate, and an overfitted batch."""
 
 import copy
 import json
@@ -8,13 +8,14 @@ import signal
 import pytest
 import torch
 
-from common.batches import MicroBatches
 from common.ema import EMA
 from common.errors import UserError
-from common.runlog import Run, read_metrics
+from common.metrics_log import read_metrics
+from common.run import Run
 from diffusion import train
 from diffusion.schedule import make_schedule
 from diffusion.unet import ConditionalUNet
+from tests.trainers import same
 
 FLAGS = ["--width", "8", "--batch-size", "8", "--steps", "6", "--log-every", "2", "--sample-every", "6",
          "--save-every", "4", "--warmup", "2", "--device", "cpu"]
@@ -26,21 +27,6 @@ def run(digits_dir, out, *more):
 
 def weights(out):
     return torch.load(out / "last.pt", weights_only=True)
-
-
-def assert_same(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, (list, tuple)):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +49,8 @@ def test_run_folder_is_complete(finished):
 def test_same_seed_gives_the_same_bits_and_another_does_not(digits_dir, finished, tmp_path):
     run(digits_dir, tmp_path / "again")
     run(digits_dir, tmp_path / "other", "--seed", "1")
-    for part in ("parts", "weights", "rng"):
-        assert_same(weights(tmp_path / "again")[part], weights(finished)[part])
+    for part in ("parts", "weights"):
+        assert same(weights(tmp_path / "again")[part], weights(finished)[part]), part
     assert read_metrics(tmp_path / "again") == read_metrics(finished)
     assert (tmp_path / "again/samples/0000006.png").read_bytes() == (finished / "samples/0000006.png").read_bytes()
     assert read_metrics(tmp_path / "other") != read_metrics(finished)
@@ -86,8 +72,8 @@ def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, mon
     monkeypatch.undo()
     assert weights(tmp_path / "run")["step"] == 3
     run(digits_dir, tmp_path / "run", "--resume", "auto")
-    for part in ("parts", "weights", "rng", "log", "step"):
-        assert_same(weights(tmp_path / "run")[part], weights(finished)[part])
+    for part in ("parts", "weights", "log", "step"):
+        assert same(weights(tmp_path / "run")[part], weights(finished)[part]), part
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
 
 
@@ -106,23 +92,22 @@ def test_killed_after_its_checkpoint_logs_no_step_twice(digits_dir, finished, tm
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [2, 4]
     run(digits_dir, tmp_path / "run", "--resume", "auto", "--save-every", "3")
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
-    assert_same(weights(tmp_path / "run")["parts"], weights(finished)["parts"])
+    assert same(weights(tmp_path / "run")["parts"], weights(finished)["parts"])
 
 
 def test_one_step_by_hand():
     torch.manual_seed(0)
-    args = train.parse_args(["--width", "8", "--lr", "1e-3", "--label-dropout", "0.5", "--prediction", "noise",
-                             "--schedule", "linear", "--no-min-snr"])
     schedule = make_schedule("linear")
     model = ConditionalUNet(8)
     by_hand = copy.deepcopy(model)
     ema = EMA(model, 0.999)
     start = copy.deepcopy(model.state_dict())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
 
     torch.manual_seed(1)
-    metrics = train.train_step(model, ema, optimiser, schedule, x_0, labels, MicroBatches(), args, torch.float32)
+    metrics = train.train_step(model, ema, optimizer, schedule, x_0, labels, label_dropout=0.5, prediction="noise",
+                               min_snr=False, dtype=torch.float32)
 
     torch.manual_seed(1)
     t = torch.randint(0, 1000, (6,))
@@ -131,78 +116,51 @@ def test_one_step_by_hand():
     assert 0 < keep.sum() < 6
     alpha_bar = schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
     x_t = alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
-    optimiser = torch.optim.AdamW(by_hand.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-3)
     loss = ((by_hand(x_t, t, labels, keep) - noise) ** 2).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
 
     torch.testing.assert_close(metrics["loss"], loss)
     torch.testing.assert_close(dict(model.named_parameters()), dict(by_hand.named_parameters()))
-    # After one update the warmed-up decay is 1/10: the average is nine tenths of the way to the new weights.
+    # The decay of the first update is 1/10, so the average moves nine tenths of the way to the new weights.
     name = "inc.double_conv.0.weight"
     expected = start[name] + 0.9 * (by_hand.state_dict()[name] - start[name])
     torch.testing.assert_close(ema.module.state_dict()[name], expected)
 
 
-def test_a_batch_that_does_not_fit_is_computed_in_parts(capsys):
-    args, schedule = train.parse_args(["--width", "4"]), make_schedule("cosine")
-    torch.manual_seed(0)
-    networks = [ConditionalUNet(4)]
-    networks.append(copy.deepcopy(networks[0]))
-    x_0, labels = torch.rand(7, 3, 28, 28) * 2 - 1, torch.arange(7)
-    sizes, metrics = [], []
+def test_the_loop_warms_the_learning_rate_up_and_lowers_it_to_zero(digits_dir, tmp_path, monkeypatch):
+    rates, step = [], train.train_step
 
-    def full(module, inputs):
-        sizes.append(len(inputs[0]))
-        if sizes[-1] > 2 or len(sizes) == 4:  # once more when gradients of other parts are there already
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    def train_step(model, ema, optimizer, *args, **values):
+        rates.extend(group["lr"] for group in optimizer.param_groups)
+        return step(model, ema, optimizer, *args, **values)
 
-    networks[1].register_forward_pre_hook(full)
-    for model in networks:
-        torch.manual_seed(1)
-        optimiser, micro_batches = torch.optim.AdamW(model.parameters()), MicroBatches()
-        metrics.append(train.train_step(model, EMA(model, 0.9), optimiser, schedule, x_0, labels, micro_batches,
-                                        args, torch.float32))
-    assert sizes == [7, 4, 2, 2] + [1] * 7 and micro_batches.size == 1
-    gradients = ({name: p.grad for name, p in model.named_parameters()} for model in networks)
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-6)
-    assert "batches of 7 are computed 2 images at a time" in capsys.readouterr().out
-
-    networks[1].register_forward_pre_hook(lambda module, inputs: full(module, [range(9)]))
-    with pytest.raises(UserError, match="full with one image a time: take a smaller --width"):
-        train.train_step(networks[1], EMA(model, 0.9), optimiser, schedule, x_0, labels, micro_batches, args,
-                         torch.float32)
-
-
-def test_learning_rate_warms_up_and_falls_to_a_twentieth():
-    args = train.parse_args(["--lr", "0.1", "--warmup", "10", "--steps", "110"])
-    rates = [train.learning_rate(step, args) for step in range(110)]
-    assert rates[:10] == pytest.approx([0.01 * (step + 1) for step in range(10)])
-    assert rates[60] == pytest.approx(0.1 * (0.05 + 0.95 / 2))
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert train.learning_rate(110, args) == pytest.approx(0.005)
+    monkeypatch.setattr(train, "train_step", train_step)
+    run(digits_dir, tmp_path / "cosine", "--width", "4", "--lr", "0.001")
+    assert rates == pytest.approx([0.0005, 0.001, 0.001, 0.00085355, 0.0005, 0.00014645], rel=1e-4)
+    rates.clear()
+    run(digits_dir, tmp_path / "linear", "--width", "4", "--lr", "0.001", "--lr-schedule", "linear")
+    assert rates == pytest.approx([0.0005, 0.001, 0.001, 0.00075, 0.0005, 0.00025])
 
 
 def test_overfits_one_batch():
     torch.manual_seed(0)
-    args = train.parse_args(["--width", "8"])
     schedule, model = make_schedule("cosine"), ConditionalUNet(8)
     ema = EMA(model, 0.9)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     x_0, labels = (torch.rand(4, 3, 1, 1) * 2 - 1).expand(4, 3, 28, 28), torch.arange(4)
-    whole = MicroBatches()
-    losses = [train.train_step(model, ema, optimiser, schedule, x_0, labels, whole, args, torch.float32)["loss"].item()
-              for _ in range(60)]
+    losses = [train.train_step(model, ema, optimizer, schedule, x_0, labels, label_dropout=0.1, prediction="velocity",
+                               min_snr=True, dtype=torch.float32)["loss"].item() for _ in range(60)]
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
 
 def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(digits_dir, tmp_path, monkeypatch):
     step = train.train_step
 
-    def broken_step(*args):
-        metrics = step(*args)
+    def broken_step(*args, **values):
+        metrics = step(*args, **values)
         broken_step.calls += 1
         return {name: value * (float("nan") if broken_step.calls == 5 else 1) for name, value in metrics.items()}
 
@@ -213,28 +171,23 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(digits_dir, tmp_pat
     assert weights(tmp_path / "run")["step"] == 4
 
 
-def test_starts_from_given_weights_widened_where_they_are_narrow(digits_dir, finished, tmp_path):
-    narrow, lr_zero = weights(finished)["weights"], ["--lr", "1e-12", "--ema-decay", "0"]
-    run(digits_dir, tmp_path / "same", "--init", str(finished / "last.pt"), *lr_zero)
-    for name, value in weights(tmp_path / "same")["weights"].items():
-        torch.testing.assert_close(value, narrow[name], rtol=0, atol=1e-6)
-    run(digits_dir, tmp_path / "wide", "--init", str(finished / "last.pt"), "--width", "16", *lr_zero)
-    models = ConditionalUNet(8).eval(), ConditionalUNet(16).eval()
-    models[0].load_state_dict(narrow)
-    models[1].load_state_dict(weights(tmp_path / "wide")["weights"])
-    x, t, labels = torch.randn(2, 3, 28, 28), torch.tensor([5, 800]), torch.tensor([1, 9])
-    with torch.no_grad():
-        torch.testing.assert_close(models[1](x, t, labels), models[0](x, t, labels), rtol=1e-3, atol=1e-4)
+def test_starts_from_given_weights(digits_dir, finished, tmp_path):
+    run(digits_dir, tmp_path / "run", "--init", str(finished / "last.pt"), "--lr", "1e-12", "--ema-decay", "0")
+    given = weights(finished)["weights"]
+    for name, value in weights(tmp_path / "run")["weights"].items():
+        torch.testing.assert_close(value, given[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("more", "message"), [
     (["--init", "nowhere.pt"], "no checkpoint at nowhere.pt"),
-    (["--width", "12"], "its width 8 does not divide --width 12"),
-    (["--prediction", "noise"], "trained with --prediction velocity, not noise"),
+    (["--width", "16"], "trained with --width 8, got --width 16: use the same"),
+    (["--prediction", "noise"], "trained with --prediction velocity, got --prediction noise: use the same"),
+    (["--schedule", "linear"], "trained with --schedule cosine, got --schedule linear: use the same"),
 ])
 def test_weights_to_start_from_must_fit(digits_dir, finished, tmp_path, more, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as mistake:
         run(digits_dir, tmp_path / "run", "--init", str(finished / "last.pt"), *more)
+    assert "\n" not in str(mistake.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -242,7 +195,8 @@ def test_weights_to_start_from_must_fit(digits_dir, finished, tmp_path, more, me
     (["--width", "10"], "multiple of 4"),
     (["--batch-size", "5000"], "larger than the training set"),
     (["--lr", "-1"], "expected a number > 0"),
-    (["--steps", "x"], "whole number"),
+    (["--lr-schedule", "twentieth"], "invalid choice: 'twentieth'"),
+    (["--steps", "x"], "expected an integer"),
     (["--steps", "3", "--epochs", "3"], "not allowed with"),
     (["--domain", "emnist"], "emnist"),
     (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),

@@ -1,4 +1,4 @@
-"""The U-Net's table of parameters, its label dropout, and its fast path."""
+"""The U-Net: its parameters, label dropout, and the fast attention."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def small():
     return ConditionalUNet(width=8).eval()
 
 
-def test_parameters_match_the_report():
-    # Made with: python -c "from diffusion.unet import *; [print(n, *p.shape) for n, p in
+def test_parameters_match_the_golden_file():
+    # To write the golden file again: python -c "from diffusion.unet import *; [print(n, *p.shape) for n, p in
     #   ConditionalUNet().named_parameters()]"
     model = ConditionalUNet()
     lines = [" ".join(map(str, (name, *p.shape))) for name, p in model.named_parameters()]
@@ -28,7 +28,7 @@ def test_parameters_match_the_report():
     assert sum(p.numel() for p in model.parameters()) == 23_335_299
 
 
-def test_printed_layers_match_the_report():
+def test_printed_layers_match_hw2_report():
     text = str(ConditionalUNet())
     counts = {"Conv2d(": 33, "GroupNorm(1, ": 32, "MaxPool2d(kernel_size=2, stride=2": 3, "SelfAttention(": 6,
               "Upsample(scale_factor=2.0, mode='bilinear')": 3, "Upsample(scale_factor=2.5, mode='bilinear')": 3,
@@ -44,7 +44,7 @@ def test_output_is_float32_of_the_input_shape(small):
     assert out.dtype == torch.float32
 
 
-def test_dropped_labels_are_the_unconditional_branch_sample_by_sample(small):
+def test_an_image_without_its_label_gets_the_unconditional_prediction(small):
     x, t, labels = torch.randn(3, 3, 28, 28), torch.tensor([10, 500, 900]), torch.tensor([1, 2, 3])
     mixed = small(x, t, labels, torch.tensor([True, False, True]))
     torch.testing.assert_close(mixed[[0, 2]], small(x, t, labels)[[0, 2]])
@@ -57,12 +57,13 @@ def test_a_residual_block_adds_its_input():
     torch.testing.assert_close(block(x), F.gelu(x + block.double_conv(x)))
 
 
-def test_the_skip_connection_comes_before_the_enlarged_map():
-    up, seen = Up(8, 2), []
-    up.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+def test_the_skip_connection_comes_before_the_upsampled_map():
+    up, inputs_of_conv = Up(8, 2), []
+    up.conv.register_forward_pre_hook(lambda module, inputs: inputs_of_conv.append(inputs[0]))
     x, skip = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 7, 7)
     up(x, skip, torch.randn(2, 256))
-    assert torch.equal(seen[0], torch.cat([skip, F.interpolate(x, (7, 7), mode="bilinear", align_corners=True)], 1))
+    upsampled = F.interpolate(x, (7, 7), mode="bilinear", align_corners=True)
+    assert torch.equal(inputs_of_conv[0], torch.cat([skip, upsampled], 1))
 
 
 def test_time_and_label_both_matter(small):
@@ -72,7 +73,7 @@ def test_time_and_label_both_matter(small):
     assert not torch.allclose(out, small(x, torch.tensor([10]), labels + 1))
 
 
-def test_time_embedding_is_the_papers():
+def test_time_embedding_is_that_of_the_paper():
     emb = time_embedding(torch.tensor([0, 7]), 256)
     assert emb.shape == (2, 256)
     torch.testing.assert_close(emb[0], torch.cat([torch.zeros(128), torch.ones(128)]))
@@ -82,7 +83,7 @@ def test_time_embedding_is_the_papers():
 
 
 def with_weights(layer, x):
-    """SelfAttention as the reference repositories write it."""
+    """Compute SelfAttention with the forward pass of `nn.MultiheadAttention`, which returns the attention map."""
     tokens = x.flatten(2).transpose(1, 2)
     normed = layer.ln(tokens)
     tokens = tokens + layer.mha(normed, normed, normed, need_weights=True)[0]
@@ -101,22 +102,22 @@ def test_training_attention_in_bf16_agrees_with_float32_attention_with_weights(s
     layer, count = small.sa4, 5
     torch.manual_seed(size)
     x, out_grad = torch.randn(2, count, 16, size, size)
-    found = []
+    results = []
     for attention, enabled in ((with_weights, False), (type(layer).forward, True)):
         layer.zero_grad()
         inputs = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             output = attention(layer, inputs)
         output.backward(out_grad.to(output.dtype))
-        found.append([output, inputs.grad, *(p.grad for p in layer.mha.parameters())])
-    for plain, fast in zip(*found, strict=True):
+        results.append([output, inputs.grad, *(p.grad for p in layer.mha.parameters())])
+    for plain, fast in zip(*results, strict=True):
         assert (fast - plain).norm() < 0.02 * plain.norm()
 
 
-def test_the_kept_attention_map_is_the_one_in_use():
+def test_only_bf16_training_stores_the_attention_map():
     q, k, v = torch.randn(3, 2, 4, 9, 8, dtype=torch.bfloat16).requires_grad_()
-    assert "KeptAttention" in attend(q, k, v).grad_fn.name()
-    assert "KeptAttention" not in attend(q.float(), k.float(), v.float()).grad_fn.name()
+    assert "StoredMapAttention" in attend(q, k, v).grad_fn.name()
+    assert "StoredMapAttention" not in attend(q.float(), k.float(), v.float()).grad_fn.name()
 
 
 def test_bf16_channels_last_agrees_with_float32(small):

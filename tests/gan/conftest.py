@@ -1,4 +1,4 @@
-"""Tiny random faces in the canonical folder layout, and a run of four steps of each model."""
+"""A small folder of random faces in the project's layout, and a run of four steps for each model."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SMALL = ["--device", "cpu", "--precision", "fp32", "--width", "8", "--batch-size
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread():
-    """Networks this small run fastest on one thread."""
+    """Networks as small as these run fastest on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,7 +22,7 @@ def one_thread():
 
 
 def smooth_images(count: int, seed: int) -> list[Image.Image]:
-    """Draw soft random colour fields of 64x64 pixels."""
+    """Generate smooth random colour fields of 64x64 pixels."""
     rng = np.random.default_rng(seed)
     fields = (Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(count))
     return [field.resize((64, 64), Image.Resampling.BICUBIC) for field in fields]
@@ -48,7 +48,7 @@ def smooth() -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def run_gan(faces):
-    """Train in-process on the tiny faces; return the run folder."""
+    """Train in this process on the small faces; return the run folder."""
     def run(out: Path, model: str, steps: int, *flags: str) -> Path:
         where = ["--data", str(faces), "--out", str(out)]
         assert train(["--model", model, *where, "--steps", str(steps), *SMALL, *flags]) == 0
@@ -59,5 +59,5 @@ def run_gan(faces):
 
 @pytest.fixture(scope="session", params=["dcgan", "sagan"])
 def trained(request, run_gan, tmp_path_factory) -> tuple[str, Path]:
-    """(model, run folder) of an unbroken run of four steps."""
+    """(model, run folder) of a run of four steps without interruption."""
     return request.param, run_gan(tmp_path_factory.mktemp("run") / request.param, request.param, 4)

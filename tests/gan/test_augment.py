@@ -1,4 +1,4 @@
-"""Augmentation: what each part may change, gradients, and where its randomness comes from."""
+"""Augmentation: what each part changes, its gradients, and its random numbers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Scores of other packages: stand-ins for the packages, the packages themselves where they are installed."""
+"""Scores that need other packages: with stand-ins for the packages, and with dlib itself if it is installed."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.metrics import frechet_distance
+from common.scores import frechet_distance
 from gan.extras import PADDING, extra_scores, fid, one_face_share
 
 
@@ -21,7 +21,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture
 def packages(monkeypatch, tmp_path):
-    """Stand-ins: a detector that finds as many faces as the first pixel says, a network that gives mean colours."""
+    """Stand-ins: a detector that finds as many faces as the first pixel's value, a network of mean colours."""
     seen = []
 
     def detector(image, upsampling):
@@ -69,7 +69,7 @@ def test_scores_stand_beside_those_of_real_images(packages, images, tmp_path):
     assert [scores["fid"], scores["fid_real"]] == fid(*images.split(4))
 
 
-def test_what_is_missing_is_said(packages, images, monkeypatch):
+def test_missing_packages_are_named(packages, images, monkeypatch):
     scores, missing = extra_scores(*images.split(4))
     assert "fid" not in scores and len(missing) == 1
     assert "https://example.org/weights.pth" in missing[0] and "checkpoints" in missing[0]

@@ -1,48 +1,48 @@
-"""Inference: what is written, the same bytes however the work is cut up, and what is never overwritten."""
+"""Inference: the files written, equal bytes however the work is split, and files that are never overwritten."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from common.checkpoint import release
 from common.errors import UserError
-from common.images import seeded_normal
-from gan.inference import FRAMES_BETWEEN, STOPS, main, slerp, truncate
+from common.randomness import seeded_normal
+from common.release import write_weights
+from gan.inference import FRAMES_BETWEEN, STOPS, main, slerp
 from gan.models import build_generator
 
-COUNT = 53  # more than one block
+COUNT = 53  # more than one batch
 
 
 @pytest.fixture(scope="module")
-def draw(trained):
+def generate(trained):
     model, run = trained
 
-    def draw(out, n, *flags):
+    def generate(out, n, *flags):
         weights = ["--model", model, "--weights", str(run / "last.pt")]
         assert main([str(out), *weights, "--n", str(n), *flags]) == 0
         return {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else out.read_bytes()
 
-    return draw
+    return generate
 
 
 @pytest.fixture(scope="module")
-def drawn(draw, tmp_path_factory):
-    out = tmp_path_factory.mktemp("drawn")
-    return out, draw(out, COUNT)
+def generated(generate, tmp_path_factory):
+    out = tmp_path_factory.mktemp("generated")
+    return out, generate(out, COUNT)
 
 
-def test_count_names_and_mode(drawn):
-    out, files = drawn
+def test_count_names_and_mode(generated):
+    out, files = generated
     assert sorted(files) == [f"{i:04d}.png" for i in range(COUNT)]
     with Image.open(out / "0052.png") as image:
         assert (image.mode, image.size, image.format) == ("RGB", (64, 64), "PNG")
     assert len(set(files.values())) == COUNT
 
 
-def test_images_are_what_the_average_draws_from_seeded_noise(drawn, trained):
+def test_images_are_those_of_the_average_from_seeded_noise(generated, trained):
     model, run = trained
-    out, _ = drawn
+    out, _ = generated
     content = torch.load(run / "last.pt", weights_only=True)
     generator = build_generator({"model": model, "width": 8}).eval()
     generator.load_state_dict(content["parts"]["g_ema"]["module"])
@@ -54,50 +54,50 @@ def test_images_are_what_the_average_draws_from_seeded_noise(drawn, trained):
         torch.testing.assert_close(levels, (image + 1) * 127.5, rtol=0, atol=0.51)
 
 
-def test_same_bytes_however_many_are_asked_for(drawn, draw, tmp_path):
-    _, files = drawn
-    assert draw(tmp_path / "again", COUNT) == files
-    few = draw(tmp_path / "few", 3)
+def test_same_bytes_for_any_number_of_images(generated, generate, tmp_path):
+    _, files = generated
+    assert generate(tmp_path / "again", COUNT) == files
+    few = generate(tmp_path / "few", 3)
     assert few == {name: files[name] for name in few}
-    assert draw(tmp_path / "other", 3, "--seed", "1") != few
+    assert generate(tmp_path / "other", 3, "--seed", "1") != few
 
 
-def test_stopped_run_is_finished(drawn, draw, tmp_path, capsys):
-    _, files = drawn
+def test_stopped_run_is_finished(generated, generate, tmp_path, capsys):
+    _, files = generated
     out = tmp_path / "out"
-    draw(out, COUNT)
+    generate(out, COUNT)
     for name in ("0000.png", "0007.png", "0051.png"):
         (out / name).unlink()
     (out / ".0000.png.partial").write_bytes(b"half")
-    assert draw(out, COUNT) == files
+    assert generate(out, COUNT) == files
     assert "3 of them made now" in capsys.readouterr().out
 
 
-def test_foreign_files_are_refused(draw, tmp_path):
+def test_foreign_files_are_refused(generate, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     Image.new("RGB", (64, 64)).save(out / "0001.png")
     before = (out / "0001.png").read_bytes()
     with pytest.raises(UserError, match=r"0001\.png was not made by this command"):
-        draw(out, 3)
+        generate(out, 3)
     assert (out / "0001.png").read_bytes() == before and len(list(out.iterdir())) == 1
-    draw(tmp_path / "seed0", 2)
+    generate(tmp_path / "seed0", 2)
     with pytest.raises(UserError, match="these settings"):
-        draw(tmp_path / "seed0", 2, "--seed", "1")
+        generate(tmp_path / "seed0", 2, "--seed", "1")
 
 
-def test_grid_shows_the_same_images(drawn, draw, tmp_path):
-    out, _ = drawn
-    draw(tmp_path / "grid.png", 1000, "--grid", "10")
+def test_grid_shows_the_same_images(generated, generate, tmp_path):
+    out, _ = generated
+    generate(tmp_path / "grid.png", 1000, "--grid", "10")
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
     with Image.open(tmp_path / "grid.png") as picture, Image.open(out / "0009.png") as last:
         assert picture.size == (8 * 66 + 2, 2 * 66 + 2)
         assert picture.crop((2 + 66, 2 + 66, 66 + 66, 66 + 66)).tobytes() == last.tobytes()
 
 
-def test_walk_starts_at_the_first_faces_and_closes(draw, drawn, tmp_path):
-    draw(tmp_path / "walk.gif", 8, "--interpolate")
-    draw(tmp_path / "grid.png", 8, "--grid", "8")
+def test_walk_starts_at_the_first_faces_and_closes(generate, generated, tmp_path):
+    generate(tmp_path / "walk.gif", 8, "--interpolate")
+    generate(tmp_path / "grid.png", 8, "--grid", "8")
     with Image.open(tmp_path / "walk.gif") as walk, Image.open(tmp_path / "grid.png") as start:
         assert walk.n_frames == STOPS * FRAMES_BETWEEN and walk.size == start.size
         start = np.asarray(start, int)
@@ -117,26 +117,10 @@ def test_slerp_keeps_the_length_and_meets_both_ends():
     torch.testing.assert_close((half * a).sum(1), (half * b).sum(1))
 
 
-def test_truncation_is_the_truncated_normal_and_keeps_the_order():
-    z = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    assert truncate(z, float("inf")) is z
-    cut = truncate(z, 1.0)
-    assert cut.abs().max() <= 1
-    assert cut.std().item() == pytest.approx(0.5396, abs=0.005)  # sqrt(1 - 2 phi(1) / (2 Phi(1) - 1))
-    assert torch.equal(cut.argsort()[::1000], z.argsort()[::1000])
-
-
-def test_truncated_images_do_not_mix_with_others(drawn, draw, tmp_path):
-    _, files = drawn
-    assert draw(tmp_path / "cut", 2, "--truncation", "0.5")["0000.png"] != files["0000.png"]
-    with pytest.raises(UserError, match="these settings"):
-        draw(tmp_path / "cut", 2)
-
-
-def test_released_file_draws_too(trained, tmp_path):
+def test_released_file_works_too(trained, tmp_path):
     model, run = trained
     small = tmp_path / "small.pt"
-    release(run / "last.pt", small)
+    write_weights(run / "last.pt", small)
     assert main([str(tmp_path / "out"), "--model", model, "--weights", str(small), "--n", "2"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""The four networks against the report: names, shapes and order in golden text, totals, behaviour."""
+"""The four networks: names, shapes and order as in the golden files, totals, behaviour."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from common.checkpoint import RELEASED, load_into, load_weights
 from gan import dcgan, sagan
-from gan.models import KINDS, build_discriminator, build_generator
+from gan.models import MODELS, build_discriminator, build_generator
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILD = {"generator": build_generator, "discriminator": build_discriminator}
@@ -23,7 +23,7 @@ def parameter_lines(network: nn.Module) -> str:
 
 
 @pytest.mark.parametrize("model, network", CASES)
-def test_architecture_is_the_reports(model, network):
+def test_architecture_is_the_golden_one(model, network):
     built = BUILD[network]({"model": model, "width": 64})
     assert parameter_lines(built) == (GOLDEN / f"{model}_{network}.txt").read_text()
     parameters = list(built.parameters())
@@ -37,7 +37,7 @@ def layer_kinds(network: nn.Module) -> list[str]:
     return " ".join(short[kind] for kind in kinds if kind in short)
 
 
-def test_layers_stand_in_the_reports_order():
+def test_order_of_layers():
     assert layer_kinds(dcgan.Generator()) == "T B r T B r T B r T B r T tanh"
     assert layer_kinds(dcgan.Discriminator()) == "C l C B l C B l C B l C sigmoid"
     attention = "A C C C"
@@ -57,30 +57,30 @@ def test_spectral_norm_is_on_l1_to_l4_and_nowhere_else(network):
     assert normed == {f"l{i}.0" for i in range(1, 5)}
 
 
-def test_spectral_norm_takes_the_place_of_batch_norm_in_dcgan():
+def test_spectral_norm_replaces_batch_norm_in_dcgan():
     torch.manual_seed(0)
     discriminator = build_discriminator({"model": "dcgan", "width": 8, "spectral_norm": True})
     assert layer_kinds(discriminator) == "C l C l C l C l C sigmoid"
     convolutions = [module for module in discriminator.main if isinstance(module, nn.Conv2d)]
     assert all(is_parametrized(module) for module in convolutions)
     assert [module.bias is None for module in convolutions] == [True, False, False, False, True]
-    drawn = torch.cat([module.parametrizations.weight.original.flatten() for module in convolutions])
-    assert drawn.std().item() == pytest.approx(0.02, rel=0.1)
+    initial = torch.cat([module.parametrizations.weight.original.flatten() for module in convolutions])
+    assert initial.std().item() == pytest.approx(0.02, rel=0.1)
     for module in convolutions:
         assert torch.linalg.matrix_norm(module.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("network", BUILD)
-def test_without_attention_all_else_is_as_it_was(network):
+def test_without_attention_all_other_layers_stay(network):
     golden = (GOLDEN / f"sagan_{network}.txt").read_text().splitlines(keepends=True)
     bare = BUILD[network]({"model": "sagan", "width": 64, "attention": False})
     assert parameter_lines(bare) == "".join(line for line in golden if not line.startswith("attn"))
 
 
-@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize("model", MODELS)
 def test_released_weights_fit(model):
     path = RELEASED / f"{model}.pt"
-    model_args, weights = load_weights(path, KINDS[model])
+    model_args, weights = load_weights(path, MODELS[model].kind)
     load_into(build_generator(model_args), weights, path)
 
 

@@ -1,0 +1,67 @@
+"""The digit domains, one row of a table per domain, and their embedded stand-ins.
+
+A new domain is a new row at the end of DOMAINS: the position of a row seeds its embedded images.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.data import raw_digits as raw
+from common.data import synthetic_digits as synthetic
+from common.data.ingredients import rng_for, to_bytes
+from common.data.raw_digits import Digits
+from common.data.raw_files import RawFile
+from common.errors import UserError
+
+DIGIT_COUNTS = {"train": 4000, "val": 1000, "test": 1000}  # images per split of an embedded domain
+
+
+class Domain(NamedTuple):
+    """All that the project knows of one digit domain."""
+
+    digit_height: int  # pixels of the 28 that a digit fills; MNIST fits digits into a box of 20 (LeCun et al. 1998)
+    read: Callable[[Path, int], tuple[Digits, Digits]]  # (raw folder, seed) -> official train and test digits
+    # The embedded stand-in: (rng, labels, split) -> (N, 1 or 3, 28, 28) float, clipped to [0, 1] afterwards.
+    paint: Callable[[np.random.Generator, np.ndarray, str], np.ndarray]
+    class_shares: np.ndarray | None = None  # (10,) float, of the embedded stand-in; None: equal shares
+    files: tuple[RawFile, ...] = ()  # what `read` reads and --download downloads
+
+
+DOMAINS = {
+    "mnist": Domain(20, raw.read_mnist, synthetic.paint_mnist, None, raw.MNIST_FILES),
+    "mnistm": Domain(20, raw.read_mnistm, synthetic.paint_mnistm, None, raw.MNISTM_FILES),
+    "usps": Domain(28, raw.read_usps, synthetic.paint_usps, synthetic.USPS_SHARES, raw.USPS_FILES),
+    "svhn": Domain(28, raw.read_svhn, synthetic.paint_svhn, None, raw.SVHN_FILES),
+}
+DOMAIN_CHOICES = (*DOMAINS, *(f"builtin-{name}" for name in DOMAINS))
+
+
+def split_name(name: str) -> tuple[str, bool]:
+    """Return the key of DOMAINS and whether the embedded stand-in is meant: "builtin-svhn" gives ("svhn", True)."""
+    key = name.removeprefix("builtin-")
+    if key not in DOMAINS:
+        raise UserError(f"unknown domain '{name}': choose from {', '.join(DOMAINS)} (or builtin-NAME)")
+    return key, key != name
+
+
+def digit_height(name: str) -> int:
+    """Return how many of the 28 pixels a digit fills, for "svhn" as for "builtin-svhn"."""
+    return DOMAINS[split_name(name)[0]].digit_height
+
+
+def embedded_digits(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Generate one split ("train", "val" or "test") of a domain's stand-in, every time the same.
+
+    Returns:
+        images: (N, 28, 28, 3) uint8; labels: (N,) int64 in 0..9. N is `DIGIT_COUNTS[split]`.
+    Raises:
+        UserError: an unknown domain. ValueError: an unknown split.
+    """
+    name, _ = split_name(name)
+    domain = DOMAINS[name]
+    rng = rng_for(list(DOMAINS).index(name), split, DIGIT_COUNTS)
+    labels = rng.choice(10, DIGIT_COUNTS[split], p=domain.class_shares)
+    return to_bytes(domain.paint(rng, labels, split)), labels

@@ -1,0 +1,102 @@
+"""What a training run logs: means of metrics per interval, their file, and their plot."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from scipy.ndimage import uniform_filter1d
+from torch import Tensor
+
+from common.distributed import average, rank
+from common.files import atomic_path, cannot_write
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Means of the metrics of all steps since the last logged row. `add` does not wait for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add the 0-d metrics of one step. A metric that some steps lack is averaged over the others."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def non_finite(self) -> tuple[str, float] | None:
+        """Return the name and value of a metric that is infinite or NaN in any process, or None."""
+        average(list(self._sums.values()))
+        return next(((name, value.item()) for name, value in self._sums.items() if not math.isfinite(value)), None)
+
+    def row(self) -> dict[str, float]:
+        """Return the means since the last call, and start again."""
+        means = {name: (value / self._counts[name]).item() for name, value in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict:
+        """Return the sums and counts."""
+        return {"sums": self._sums, "counts": self._counts}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        """Restore what `state_dict` returned."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+
+def append_row(run_dir: Path, row: dict[str, float]) -> None:
+    """Append one row to a run's metrics.jsonl, in process 0 only. Raises UserError if it cannot be written."""
+    if rank():
+        return
+    path = run_dir / METRICS
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's metrics.jsonl, without a last line that a kill cut short."""
+    path = run_dir / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def moving_average(values: Sequence[float]) -> numpy.ndarray:
+    """Return (N,) means, each over the nearest tenth of the N values; beyond the ends, values are mirrored."""
+    return uniform_filter1d(values, 2 * (len(values) // 20) + 1, output=float, mode="mirror")
+
+
+def plot_curves(run_dir: Path) -> None:
+    """Plot every metric of a run over its steps into curves.png: rows as a thin line, their average as a thick one."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(run_dir)
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    if not names:
+        return
+    num_columns = min(3, len(names))
+    num_rows = -(-len(names) // num_columns)
+    figure = Figure(figsize=(4 * num_columns, 2.6 * num_rows), layout="constrained")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(num_rows, num_columns, i + 1)
+        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
+        axes.plot(steps, values, linewidth=0.5, alpha=0.6)
+        axes.plot(steps, moving_average(values), color="C0", linewidth=1.5)
+        axes.set_xlabel("optimizer steps", fontsize=8)
+        axes.set_ylabel(name, fontsize=8)
+        axes.tick_params(labelsize=7)
+    with atomic_path(run_dir / "curves.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=100)

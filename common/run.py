@@ -1,0 +1,178 @@
+"""The loop around a training step: progress, logging, checkpoints, a clean stop on a signal, exact resume.
+
+`step` counts the optimizer updates that are done. Only process 0 writes; all processes stop after the same step.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import checkpoint
+from common.cli import describe
+from common.device import peak_memory
+from common.distributed import barrier, max_over_ranks, rank, require_equal_replicas
+from common.errors import UserError
+from common.files import write_json
+from common.metrics_log import MetricsLog, append_row, plot_curves
+from common.randomness import seed_step
+from common.run_folder import RunFolder
+
+
+class Run:
+    """A training run.
+
+    Args:
+        out: the run folder. It must not hold a run, unless `settings["resume"]` is set.
+        kind: of the checkpoint, e.g. "gan/sagan".
+        settings: of the command line; stored, printed, and compared on resume.
+        model_args: what rebuilds the network for inference.
+        parts: networks, optimizers, averages and batch streams by name; a checkpoint stores their `state_dict`.
+        weights: the network that inference uses (the EMA, where there is one).
+
+    Raises:
+        UserError: the folder holds a run and `resume` is None, or the checkpoint does not fit.
+    """
+
+    def __init__(self, out: Path, kind: str, settings: dict[str, Any], model_args: dict[str, Any],
+                 parts: dict[str, Any], weights: nn.Module) -> None:
+        self.kind, self.model_args, self.parts, self.weights = kind, model_args, parts, weights
+        self.settings = {name: str(value) if isinstance(value, Path) else value
+                         for name, value in sorted(settings.items())}
+        self.step = 0
+        self.seconds = 0.0  # of training, including the time before a resume
+        self._log = MetricsLog()
+        self._signal = 0
+        self.folder = RunFolder(out, self.settings)
+        barrier()
+        try:
+            self._resume()
+            require_equal_replicas(self.step, *self._networks())
+            if rank() == 0:
+                self.folder.open(self.step)
+        except BaseException:
+            self.folder.abandon()
+            raise
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.weights, *(part for part in self.parts.values() if isinstance(part, nn.Module))]
+
+    def _resume(self) -> None:
+        content = self.folder.load_checkpoint(self.kind, set(self.parts))
+        if content is None:
+            return
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        self.step, self.seconds = content["step"], content["seconds"]
+        self._log.load_state_dict(content["log"], next(self.weights.parameters()).device)
+
+    def save(self) -> None:
+        """Write the checkpoint, unless a number in it is not finite."""
+        self._require_finite_metrics()
+        require_equal_replicas(self.step, *self._networks())
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        for name, value in _float_tensors(parts):  # an update can spoil weights although its loss was finite
+            if not value.isfinite().all():
+                raise self._diverged(name, "not finite")
+        if rank() == 0:
+            checkpoint.save(self.folder.checkpoint_path, {
+                "kind": self.kind, "args": self.settings, "model_args": self.model_args, "step": self.step,
+                "parts": parts, "weights": self.weights.state_dict(), "log": self._log.state_dict(),
+                "seconds": self.seconds})
+
+    def record(self, metrics: dict[str, Tensor]) -> None:
+        """Add the 0-d metrics of the current step to the running means."""
+        self._log.add(metrics)
+
+    def due(self, every: int) -> bool:
+        """Return whether the current step is a multiple of `every`, or the last one."""
+        return (self.step + 1) % every == 0 or self.step + 1 == self.settings["steps"]
+
+    def sample_path(self) -> Path:
+        """Return the path for the preview of the current step."""
+        return self.folder.path / "samples" / f"{self.step + 1:07d}.png"
+
+    def steps(self, diagnose: Callable[[dict[str, float]], str | None] = lambda row: None) -> Iterator[int]:
+        """Yield the remaining steps, seeded by (seed, step, rank); after each loop body, log and save what is due.
+
+        A signal ends the loop after the current step, saves, and exits with 128 + its number.
+
+        Args:
+            diagnose: maps a logged row to a one-line warning about the training, or None. Each line is printed once.
+        """
+        settings, start, seconds_before = self.settings, self.step, self.seconds
+        num_steps = settings["steps"]
+        print(describe(settings))
+        if start >= num_steps:
+            print(f"{self.folder.path}: {start} steps are done already; a larger --steps continues")
+        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        bar = tqdm(total=num_steps, initial=start, unit="step", disable=rank() > 0 or not sys.stderr.isatty())
+        began, warned = time.perf_counter(), set()
+        try:
+            while self.step < num_steps:
+                seed_step(settings["seed"], self.step)
+                yield self.step
+                log, save = self.due(settings["log_every"]), self.due(settings["save_every"])
+                self.step += 1
+                self.seconds = seconds_before + time.perf_counter() - began
+                bar.update()
+                if log:
+                    rate = (self.step - start) * settings["batch_size"] / (self.seconds - seconds_before)
+                    warning = diagnose(self._log_row(bar, rate))
+                    if warning and warning not in warned:
+                        warned.add(warning)
+                        bar.write(f"step {self.step}: {warning}")
+                stop = max_over_ranks(self._signal)
+                if save or stop:
+                    self.save()
+                if stop:
+                    if rank() == 0:
+                        print(f"stopped at step {self.step}: --resume auto continues from here", file=sys.stderr)
+                    raise SystemExit(128 + stop)
+        finally:
+            bar.close()
+            self.folder.release()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if rank() == 0:
+            memory = peak_memory(next(self.weights.parameters()).device)
+            print(f"{self.step} steps, {self.seconds:.0f} s, peak memory {memory / 2**30:.1f} GiB")
+            plot_curves(self.folder.path)
+            write_json(self.folder.path / "done", {"steps": self.step, "seconds": round(self.seconds, 1)})
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self._signal = number
+
+    def _require_finite_metrics(self) -> None:
+        if found := self._log.non_finite():
+            raise self._diverged(*found)
+
+    def _diverged(self, name: str, value: float | str) -> UserError:
+        return UserError(f"{name} became {value} before step {self.step}: the last good checkpoint is kept in "
+                         f"{self.folder.path}; try a lower learning rate or --precision fp32")
+
+    def _log_row(self, bar: tqdm, rate: float) -> dict[str, float]:
+        self._require_finite_metrics()
+        row = {"step": self.step} | self._log.row()
+        append_row(self.folder.path, row)
+        shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
+        if bar.disable:
+            print(f"step {self.step}/{self.settings['steps']} {shown} {rate:.0f} images/s", flush=True)
+        else:
+            bar.set_postfix_str(shown)
+        return row
+
+
+def _float_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating-point tensors of nested dicts and lists with their path, e.g. model.inc.weight."""
+    if isinstance(state, Tensor):
+        if state.is_floating_point():
+            yield name, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _float_tensors(value, f"{name}.{key}".lstrip("."))

@@ -1,0 +1,102 @@
+"""Scores of generated images: distances between sets of features, and nearest neighbours in the training set."""
+
+import numpy as np
+
+NEIGHBOURS = 50  # as in Carlini et al. 2023
+SHOWN = 7  # neighbours per row of a picture
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the Frechet distance of two Gaussians fitted to features (Dowson & Landau 1982; as FID uses it).
+
+    Args:
+        a, b: (N, D) and (M, D) floating point. Fewer samples than D bias the distance upwards: always quote beside it
+            the distance between two sets of real images of the same size.
+
+    Returns:
+        The squared distance, like FID, in squared units of the features.
+
+    Raises:
+        ValueError: other shapes, or fewer than two samples.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"features: got {a.shape} and {b.shape}, expected (N, D) and (M, D) with N, M >= 2")
+    mean_a, mean_b = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
+    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False, dtype=np.float64)) for x in (a, b))
+    # trace(sqrtm(A B)) = trace(sqrtm(B^1/2 A B^1/2)), which is symmetric: its eigenvalues are real.
+    values, vectors = np.linalg.eigh(cov_b)
+    root_b = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root_b @ cov_a @ root_b).clip(min=0)).sum()
+    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def mean_pairwise_distance(features: np.ndarray) -> float:
+    """Return the root mean squared Euclidean distance between two different rows of (N, D) features, N >= 2."""
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features: got {features.shape}, expected (N, D) with N >= 2")
+    # sum over i, j of |a_i - a_j|^2 = 2 N sum |a_i - mean|^2, over N (N - 1) ordered pairs
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    return float(np.sqrt(2 * np.square(centred).sum() / (len(features) - 1)))
+
+
+def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k nearest references of each query, by Euclidean distance, nearest first.
+
+    scikit-learn's brute-force search would first convert all references to floating point: 16 times the memory here.
+
+    Args:
+        queries, references: (N, ...) and (M, ...) arrays of any number type, equal in shape but for the first axis.
+        k: 1..M.
+
+    Returns:
+        (distances (N, k) float32, indices (N, k) int64).
+
+    Raises:
+        ValueError: the shapes differ, or k is out of range.
+    """
+    if queries.shape[1:] != references.shape[1:] or not 1 <= k <= len(references):
+        raise ValueError(f"got {queries.shape}, {references.shape} and k = {k}, expected one shape and k <= M")
+    a = queries.reshape(len(queries), -1).astype(np.float32)
+    squares, indices = np.empty((len(a), 0), np.float32), np.empty((len(a), 0), np.int64)
+    for start in range(0, len(references), 4096):  # all pairs at once would not fit in memory
+        b = references[start:start + 4096].reshape(-1, a.shape[1]).astype(np.float32)
+        new = np.square(a).sum(1)[:, None] - 2 * a @ b.T + np.square(b).sum(1)
+        squares = np.concatenate([squares, new], axis=1)
+        here = np.broadcast_to(np.arange(start, start + len(b)), new.shape)
+        indices = np.concatenate([indices, here], axis=1)
+        order = np.argsort(squares, axis=1, kind="stable")[:, :k]
+        squares, indices = np.take_along_axis(squares, order, 1), np.take_along_axis(indices, order, 1)
+    return np.sqrt(squares.clip(min=0)), indices
+
+
+def closeness(distances: np.ndarray) -> np.ndarray:
+    """Return how suspiciously close the nearest reference is: near 0 for a copy, near 1 for one neighbour of many.
+
+    This is the distance to the nearest reference divided by the mean distance to the others (Carlini et al. 2023,
+    arXiv:2301.13188, sec. 5.1): a plain image is near to everything without being a copy. `distances` are those of
+    `nearest`, (N, k) with k >= 2; the result is (N,) float32 in [0, 1].
+    """
+    return distances[:, 0] / distances[:, 1:].mean(1).clip(min=1e-6)
+
+
+def memorisation(fake: np.ndarray, real: np.ndarray, train: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Compare how close generated images and unseen real images come to a training image, in pixel distance.
+
+    Args:
+        fake: (N, 3, H, W) uint8.
+        real: (M, 3, H, W) uint8, not in the training set; the first N are used.
+        train: (K, 3, H, W) uint8, K >= 2.
+
+    Returns:
+        scores: `closest` and `closest_real`, the smallest `closeness` of a generated and of a real image;
+            `suspicious`, the share of generated images that are closer than 99 % of the real ones (0.01 by chance).
+        rows of a picture: (10, 1 + SHOWN) int64, the index of each of the ten closest generated images, followed by
+            those of its nearest training images.
+    """
+    k = min(NEIGHBOURS, len(train))
+    distances, indices = nearest(fake, train, k)
+    fake_closeness, real_closeness = closeness(distances), closeness(nearest(real[:len(fake)], train, k)[0])
+    worst = fake_closeness.argsort(kind="stable")[:10]
+    scores = {"closest": float(fake_closeness.min()), "closest_real": float(real_closeness.min()),
+              "suspicious": float((fake_closeness < np.quantile(real_closeness, 0.01)).mean())}
+    return scores, np.concatenate([worst[:, None], indices[worst, :SHOWN]], axis=1)

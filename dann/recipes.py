@@ -1,0 +1,63 @@
+"""Recipes: which parts a run is trained with. A flag that is not given takes its value from the recipe.
+
+- `plain` is DANN (Ganin et al. 2016, JMLR 17(59)) with two differences: Adam instead of SGD, and augmented images.
+- `plus` replaces the adversary by a mean teacher (`dann.teacher`), whose confident predictions label target images.
+- None: modes `source` and `target` do not adapt, and otherwise train like `plain`.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from common.cli import Parser, positive_float
+from common.errors import UserError
+
+MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
+_COMMON = {"geometry": True, "intensity": True, "standardise": True, "adversary": False, "teacher": False,
+           "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}
+RECIPES: dict[str | None, dict[str, Any]] = {
+    None: _COMMON,
+    "plain": _COMMON | {"adversary": True},
+    "plus": _COMMON | {"teacher": True, "balance": True, "lr": 2e-3, "lr_schedule": "cosine"},
+}
+
+
+def add_recipe_flags(parser: Parser) -> None:
+    """Add --recipe, --lr, and a switch for each part of a recipe."""
+    parser.add_argument("--recipe", choices=("plain", "plus"), default="plus",
+                        help="of --mode dann: the paper's adversary, or a teacher (default: %(default)s)")
+    parser.add_argument("--lr", type=positive_float, help="initial learning rate (default: 1e-3; recipe plus: 2e-3)")
+    group = parser.add_argument_group("parts of the recipe, to be switched on or off")
+    for name, what in (("geometry", "move, scale, rotate and shear training images"),
+                       ("intensity", "invert training images, change their contrast and brightness"),
+                       ("standardise", "scale every image to mean 0 and deviation 1, in inference too"),
+                       ("adversary", "train the features to confuse the domain discriminator"),
+                       ("teacher", "train on target images too, labelled by an average of the network"),
+                       ("balance", "align the teacher's predictions with equally many of each digit")):
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=what)
+
+
+def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a command line with every None replaced by the recipe's value.
+
+    Raises:
+        UserError: the settings contradict each other.
+    """
+    mode = settings["mode"]
+    recipe = settings["recipe"] if mode == "dann" else None
+    if mode != "dann" and (settings["adversary"] or settings["teacher"]):
+        raise UserError(f"--adversary and --teacher belong to --mode dann, got --mode {mode}: leave them out")
+    completed = {**settings, "recipe": recipe}
+    completed |= {name: value for name, value in RECIPES[recipe].items() if settings[name] is None}
+    if settings["balance"] and not completed["teacher"]:
+        raise UserError("--balance aligns the predictions of a teacher: it needs --teacher")
+    if mode == "dann" and not (completed["adversary"] or completed["teacher"]):
+        raise UserError("--mode dann needs --adversary or --teacher: to train without both, use --mode source")
+    return completed
+
+
+def changes_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return how settings differ from their recipe, for the result table: ["no geometry", "lr 0.01"]."""
+    changed = {name: settings[name] for name, value in RECIPES[settings["recipe"]].items() if settings[name] != value}
+    return [("" if value else "no ") + name if isinstance(value, bool) else f"{name} {value}"
+            for name, value in changed.items()]

@@ -1,0 +1,106 @@
+"""A pipeline: a trained network, its noise schedule, and how it samples by default. All commands that sample use it."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from common.checkpoint import load_into, load_weights
+from common.device import autocast, place
+from common.errors import UserError
+from common.images import DIGIT_SIZE, grid, to_uint8
+from common.randomness import generator_for
+from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp, guided_x0
+from diffusion.schedule import Schedule, make_schedule
+from diffusion.unet import KIND, ConditionalUNet
+
+# To add a sampler: one generator function in samplers.py, and one entry here. Every command then offers it.
+SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
+FULL = "ddpm"  # the sampler that takes every step of the chain, so it has no number of steps to choose
+DISTILLED = "diffusion-distilled.pt"  # the released network that needs the fewest evaluations
+PREVIEW_COLUMNS = 4
+
+
+class Setting(NamedTuple):
+    """How to sample: a key of SAMPLERS or FULL, the number of steps (ignored by FULL), and the guidance scale."""
+
+    sampler: str
+    steps: int
+    guidance: float
+
+
+STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation (chosen in hw2_report.md, "Diffusion", section 1)
+
+
+class Pipeline(NamedTuple):
+    """A network in eval mode, its schedule on the same device, and the `model_args` of its checkpoint."""
+
+    model: nn.Module
+    schedule: Schedule
+    model_args: dict[str, Any]
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, "noise" or "velocity"."""
+        return self.model_args["prediction"]
+
+    @property
+    def distilled(self) -> Setting | None:
+        """The setting that a distilled network was trained for, with guidance scale 1; None for other networks."""
+        setting = self.model_args.get("distilled")
+        return setting and Setting(*setting)
+
+    @property
+    def setting(self) -> Setting:
+        """The default setting."""
+        return self.distilled or STANDARD
+
+    def denoise(self, x_t: Tensor, t: Tensor | int, labels: Tensor, guidance: float) -> Tensor:
+        """Return the x_0 that the network predicts, as `guided_x0` does."""
+        return guided_x0(self.model, self.schedule, x_t, t, labels, guidance, self.prediction)
+
+    def check_guidance(self, guidance: float, path: Path) -> None:
+        """Raise UserError for guidance of a distilled network: it was trained without an unconditional branch."""
+        if self.distilled and guidance != 1:
+            raise UserError(f"{path} was distilled with its guidance: got guidance {guidance:g}, expected 1; "
+                            "for another scale, use its teacher")
+
+
+def load_pipeline(path: Path, device: torch.device) -> Pipeline:
+    """Load a run's checkpoint or a released file onto a device; UserError if it is missing, damaged or foreign."""
+    model_args, weights = load_weights(path, KIND)
+    model = ConditionalUNet(model_args["width"])
+    load_into(model, weights, path)
+    return Pipeline(place(model, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args)
+
+
+def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]], device: torch.device,
+           dtype: torch.dtype) -> Iterator[State]:
+    """Sample one image per (digit, number) of `pairs`, and yield every state of the sampler.
+
+    The noise of an image depends only on the seed, its digit and its number. The network is on `device` and runs in
+    `dtype`.
+    """
+    generators = [generator_for(seed, digit, number) for digit, number in pairs]
+
+    def noise() -> Tensor:
+        return torch.stack([torch.randn(3, DIGIT_SIZE, DIGIT_SIZE, generator=g) for g in generators]).to(device)
+
+    labels = torch.tensor([digit for digit, _ in pairs], device=device)
+    denoise = partial(pipeline.denoise, labels=labels, guidance=setting.guidance)
+    with autocast(device, dtype):
+        if setting.sampler == FULL:
+            yield from ddpm(denoise, pipeline.schedule, noise)
+        else:
+            yield from SAMPLERS[setting.sampler](denoise, pipeline.schedule, noise, setting.steps)
+
+
+def preview(pipeline: Pipeline, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:
+    """Sample a picture with one row per digit, to watch a training."""
+    pairs = [(digit, number) for digit in range(10) for number in range(PREVIEW_COLUMNS)]
+    *_, last = sample(pipeline, setting, seed, pairs, pipeline.schedule.betas.device, dtype)
+    return grid(to_uint8(last.x).cpu(), PREVIEW_COLUMNS, scale=2)

@@ -1,0 +1,72 @@
+"""A folder of generated images: which ones are missing, whole batches, and files of others."""
+
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from common.image_folder import generate_folder, missing_images
+from common.images import save_image
+
+NAMES = ["0.png", "1.png", "2.png"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_image(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "1.png", "seed=0")
+    return tmp_path
+
+
+def test_all_is_missing_from_a_new_folder(tmp_path):
+    assert missing_images(tmp_path / "new", NAMES, "seed=0") == [0, 1, 2]
+    assert not (tmp_path / "new").exists()
+    assert missing_images(tmp_path, NAMES, "seed=0") == [0, 1, 2]
+
+
+def test_what_these_settings_made_is_not_made_again(folder):
+    (folder / ".0.png.partial").write_bytes(b"cut short")
+    assert missing_images(folder, NAMES, "seed=0") == [0, 2]
+    assert missing_images(folder, ["1.png"], "seed=0") == []
+
+
+def test_other_settings_other_names_and_other_peoples_files_are_refused(folder):
+    def refused(names=NAMES, stamp="seed=0"):
+        with pytest.raises(UserError, match="was not made by this command with these settings") as mistake:
+            missing_images(folder, names, stamp)
+        return str(mistake.value)
+
+    assert "1.png" in refused(stamp="seed=1")
+    assert "1.png" in refused(names=["0.png"])
+    for name, data in (("notes.txt", b"hello"), ("0.png", b"not a picture"), (".hidden", b"")):
+        (folder / name).write_bytes(data)
+        assert name in refused()
+        (folder / name).unlink()
+    Image.new("RGB", (2, 2)).save(folder / "2.png")  # a picture without the stamp
+    assert "2.png" in refused()
+    (folder / "2.png").unlink()
+    (folder / "0.png").mkdir()
+    assert "0.png" in refused()
+
+
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(UserError, match="is a file"):
+        missing_images(folder / "1.png", NAMES, "seed=0")
+
+
+def test_an_image_comes_from_the_same_whole_batch_whatever_is_missing(tmp_path):
+    names, batches = [f"{i}.png" for i in range(8)], []
+
+    def generate(indices):
+        batches.append(list(indices))
+        return torch.tensor(list(indices), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+
+    assert generate_folder(tmp_path / "out", names, "seed=0", generate, 3) == 8
+    assert batches == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(before) == names
+    for name in ("1.png", "7.png"):
+        (tmp_path / "out" / name).unlink()
+    assert generate_folder(tmp_path / "out", names, "seed=0", generate, 3) == 2
+    assert batches[3:] == [[0, 1, 2], [6, 7]]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert generate_folder(tmp_path / "out", names, "seed=0", generate, 3) == 0 and len(batches) == 5

@@ -1,0 +1,226 @@
+"""The run folder and small parts of the loop; resume and signals are tested with diffusion.train as well."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common import checkpoint
+from common.ema import EMA
+from common.errors import UserError
+from common.metrics_log import read_metrics
+from common.release import write_weights
+from common.run import Run
+from common.run_folder import RunFolder
+
+
+def make_run(out, model, **settings):
+    settings = {"out": out, "resume": None, "steps": 4, "batch_size": 2, "log_every": 2, "save_every": 4, "seed": 0,
+                "lr": 0.1, **settings}
+    return Run(out, "test/run", settings, {"width": 3}, {"model": model}, model)
+
+
+def train(run):
+    for step in run.steps():
+        run.record({"loss": torch.tensor(float(step)), "gain": torch.tensor(1.0)})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "a" / "b"
+    train(make_run(out, nn.Linear(2, 3)))
+    return out
+
+
+def test_rows_are_means_over_the_steps_since_the_last_row(finished):
+    assert read_metrics(finished) == [{"step": 2, "loss": 0.5, "gain": 1.0},
+                                      {"step": 4, "loss": 2.5, "gain": 1.0}]
+
+
+def test_settings_and_versions_are_written(finished):
+    assert json.loads((finished / "args.json").read_text())["out"] == str(finished)
+    versions = json.loads((finished / "versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+    assert {"python", "machine", "command"} <= versions.keys()
+    assert json.loads((finished / "done").read_text())["steps"] == 4
+
+
+def test_the_mean_of_a_metric_is_over_the_steps_that_it_came_with(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3))
+    for step in run.steps():
+        run.record({"loss": torch.tensor(float(step))} | ({"seldom": torch.tensor(5.0)} if step == 1 else {}))
+    assert read_metrics(tmp_path / "run") == [{"step": 2, "loss": 0.5, "seldom": 5.0}, {"step": 4, "loss": 2.5}]
+
+
+def test_a_recorded_parameter_is_read_at_once(tmp_path):
+    run, parameter = make_run(tmp_path / "run", nn.Linear(2, 3)), nn.Parameter(torch.tensor(1.0))
+    for _ in run.steps():
+        run.record({"gamma": parameter})
+        with torch.no_grad():
+            parameter.add_(1)  # in place, as an optimizer does
+    assert [row["gamma"] for row in read_metrics(tmp_path / "run")] == [1.5, 3.5]
+
+
+def test_due_and_the_name_of_the_picture(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), steps=7)
+    due = []
+    for step in range(7):
+        run.step = step
+        due.append(run.due(3))
+    assert due == [False, False, True, False, False, True, True]
+    assert run.sample_path() == tmp_path / "run" / "samples" / "0000007.png"
+
+
+def test_a_larger_steps_goes_on(finished, tmp_path, capsys):
+    before = checkpoint.load(finished / "last.pt")["weights"]
+    model = nn.Linear(2, 3)
+    train(make_run(tmp_path / "longer", model, resume=str(finished / "last.pt"), steps=6))
+    assert "at step 4" in capsys.readouterr().out
+    assert torch.equal(model.weight, before["weight"])
+    assert json.loads((tmp_path / "longer" / "done").read_text())["steps"] == 6
+
+
+def test_resume_auto_in_an_empty_folder_starts(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")
+    assert run.step == 0
+
+
+def test_a_released_file_is_not_resumed(finished, tmp_path):
+    write_weights(finished / "last.pt", tmp_path / "small.pt")
+    with pytest.raises(UserError, match="is a released file"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(tmp_path / "small.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_are_named(finished, tmp_path):
+    with pytest.raises(UserError, match=r"trained with lr=0\.1, got lr=0\.2"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(finished / "last.pt"), lr=0.2)
+
+
+def test_two_processes_never_share_a_folder(tmp_path):
+    first = make_run(tmp_path / "run", nn.Linear(2, 3))
+    with pytest.raises(UserError, match="another process trains there"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")
+    train(first)
+    make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")  # what has ended holds nothing
+
+
+def test_a_killed_process_gives_the_folder_free(tmp_path):
+    script = ("import os; from pathlib import Path; from torch import nn\n"
+              "from common.run import Run\n"
+              "model = nn.Linear(2, 3)\n"
+              f"out = Path({str(tmp_path / 'run')!r})\n"
+              "Run(out, 'test/run', {'resume': 'auto'}, {}, {'model': model}, model)\n"
+              "os.kill(os.getpid(), 9)")
+    project = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", script], cwd=project, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / "args.json").exists()
+    make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run folder") as mistake:
+        make_run(tmp_path / "file" / "run", nn.Linear(2, 3))
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_folder_without_permission_is_one_line_and_stays_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir(mode=0o555)
+    tmp_path.chmod(0o711)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    try:
+        if user == 0:  # root may write everywhere
+            os.seteuid(65534)
+        with pytest.raises(UserError, match=r"run/args\.json: cannot write \(Permission denied\)"):
+            make_run(Path("run"), nn.Linear(2, 3))
+    finally:
+        os.seteuid(user)
+    assert os.listdir("run") == []
+
+
+def test_a_run_that_cannot_begin_takes_back_what_it_wrote(tmp_path, monkeypatch):
+    def full(path, text):
+        raise UserError("metrics.jsonl: cannot write")
+
+    monkeypatch.setattr("common.run_folder.write_text", full)
+    with pytest.raises(UserError, match="cannot write"):
+        make_run(tmp_path / "new", nn.Linear(2, 3))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("not a run's")
+    with pytest.raises(UserError, match="cannot write"):
+        make_run(tmp_path / "mine", nn.Linear(2, 3))
+    assert os.listdir(tmp_path / "mine") == ["notes.txt"]
+
+
+def test_another_process_that_cannot_begin_leaves_the_folder_to_the_first(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    out.mkdir()
+
+    def resume(folder, kind, names):
+        (out / "args.json").write_text("the first one's")  # meanwhile
+        raise UserError("no checkpoint here")
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(RunFolder, "load_checkpoint", resume)
+    with pytest.raises(UserError, match="no checkpoint here"):
+        make_run(out, nn.Linear(2, 3), resume="last.pt")
+    assert (out / "args.json").read_text() == "the first one's"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_metric_that_is_no_number_stops_before_its_row_is_written(tmp_path, value):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1, save_every=1)
+    with pytest.raises(UserError, match=f"loss became {value} before step 3: the last good checkpoint is kept"):
+        for step in run.steps():
+            run.record({"loss": torch.tensor(float(value) if step == 2 else 1.0)})
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+@pytest.mark.parametrize("spoiled", ["model", "optimizer", "average"])
+def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path, spoiled):
+    """The loss of that step was finite: it belongs to the weights before the update."""
+    model = nn.Linear(2, 3)
+    optimizer, average = torch.optim.Adam(model.parameters()), EMA(model, 0.9)
+    settings = {"resume": None, "steps": 4, "batch_size": 2, "log_every": 1, "save_every": 2, "seed": 0}
+    parts = {"model": model, "optimizer": optimizer, "average": average}
+    run = Run(tmp_path / "run", "test/run", settings, {}, parts, model)
+
+    def train():
+        for step in run.steps():
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+            if step == 3:
+                value = {"model": model.weight, "average": average.module.weight,
+                         "optimizer": optimizer.state[model.weight]["exp_avg_sq"]}[spoiled]
+                value.data[1, 1] = float("inf")
+            run.record({"loss": torch.tensor(1.0)})
+
+    with pytest.raises(UserError, match=f"{spoiled}.* became not finite before step 4: the last good checkpoint is"):
+        train()
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
+    assert not (tmp_path / "run" / "done").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    clock = itertools.cycle([2e9, 0.0, 1e9])
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    train(make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1))
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert 0 <= json.loads((tmp_path / "run" / "done").read_text())["seconds"] < 1e6
+
+
+def test_paths_are_stored_as_text(finished):
+    args = checkpoint.load(finished / "last.pt")["args"]
+    assert not any(isinstance(value, Path) for value in args.values())

@@ -1,0 +1,143 @@
+"""Distances against closed forms, another implementation, and brute force."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from common.scores import (
+    SHOWN,
+    closeness,
+    frechet_distance,
+    mean_pairwise_distance,
+    memorisation,
+    nearest,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def with_moments(mean, cov, count=500):
+    """Draw samples whose mean and covariance are exactly these."""
+    x = RNG.standard_normal((count, len(mean)))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    return x @ np.linalg.cholesky(cov).T + mean
+
+
+def random_cov(size):
+    a = RNG.standard_normal((size, size))
+    return a @ a.T + 0.1 * np.eye(size)
+
+
+def test_equal_sets_have_distance_zero():
+    x = RNG.standard_normal((100, 8))
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(x, x[::-1].copy()) == pytest.approx(0, abs=1e-10)
+
+
+def test_diagonal_gaussians_have_a_closed_form():
+    # |m - n|^2 + sum (s - t)^2 for standard deviations s and t
+    mean_a, mean_b = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 0.0])
+    std_a, std_b = np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 0.5])
+    a, b = with_moments(mean_a, np.diag(std_a**2)), with_moments(mean_b, np.diag(std_b**2))
+    assert frechet_distance(a, b) == pytest.approx(5 + 1 + 0 + 6.25)
+
+
+def test_full_covariances_agree_with_scipy():
+    cov_a, cov_b = random_cov(6), random_cov(6)
+    a, b = with_moments(np.zeros(6), cov_a), with_moments(np.ones(6), cov_b)
+    expected = 6 + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+    assert frechet_distance(b, a) == pytest.approx(expected)
+
+
+def test_fewer_samples_than_dimensions_and_constant_features():
+    a, b = RNG.standard_normal((5, 20)), RNG.standard_normal((7, 20)) + 1
+    a[:, 3] = b[:, 3] = 2
+    expected = (np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T))
+                - 2 * np.linalg.svd(root(np.cov(a.T)) @ root(np.cov(b.T)), compute_uv=False).sum())
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+
+
+def root(cov):
+    values, vectors = np.linalg.eigh(cov)
+    return vectors @ np.diag(np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def test_one_dimension():
+    a, b = np.array([[-2.0], [0.0], [2.0]]), np.array([[2.0], [3.0], [4.0]])  # standard deviations 2 and 1
+    assert frechet_distance(a, b) == pytest.approx(9 + 1)
+
+
+def test_moving_turning_and_growing():
+    a, b = RNG.standard_normal((60, 4)), 2 * RNG.standard_normal((50, 4)) + 1
+    distance = frechet_distance(a, b)
+    turn, _ = np.linalg.qr(RNG.standard_normal((4, 4)))
+    assert frechet_distance(a @ turn + 5, b @ turn + 5) == pytest.approx(distance)
+    assert frechet_distance(3 * a, 3 * b) == pytest.approx(9 * distance)
+    assert frechet_distance(a.astype(np.float32), b.astype(np.float32)) == pytest.approx(distance, rel=1e-5)
+
+
+@pytest.mark.parametrize(("a", "b"), [((5, 3), (5, 4)), ((5,), (5,)), ((1, 3), (5, 3)), ((5, 3), (1, 3))])
+def test_frechet_shapes_are_checked(a, b):
+    with pytest.raises(ValueError, match="got"):
+        frechet_distance(np.zeros(a), np.zeros(b))
+
+
+def test_mean_pairwise_distance_is_the_brute_force_one():
+    for dtype in (np.float64, np.float32, np.uint8):
+        x = (RNG.random((9, 5)) * 100 + 50).astype(dtype)
+        wide = x.astype(float)
+        squares = [np.square(wide[i] - wide[j]).sum() for i in range(9) for j in range(9) if i != j]
+        assert mean_pairwise_distance(x) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-6)
+
+
+def test_mean_pairwise_distance_of_copies_is_zero_and_of_a_pair_the_distance():
+    assert mean_pairwise_distance(np.ones((4, 3))) == 0
+    assert mean_pairwise_distance(np.array([[0.0, 0.0], [3.0, 4.0]])) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (4,), (2, 2, 2)])
+def test_mean_pairwise_shapes_are_checked(shape):
+    with pytest.raises(ValueError, match="expected"):
+        mean_pairwise_distance(np.zeros(shape))
+
+
+def test_nearest_finds_what_a_full_table_of_distances_finds():
+    rng = np.random.default_rng(0)
+    references = rng.integers(0, 256, (5000, 3, 2, 2), dtype=np.uint8)  # more than one block
+    queries = np.concatenate([references[[4999, 17]], rng.integers(0, 256, (5, 3, 2, 2), dtype=np.uint8)])
+    distances, indices = nearest(queries, references, 4)
+    table = np.linalg.norm(queries.reshape(7, 1, 12).astype(float) - references.reshape(1, 5000, 12), axis=2)
+    np.testing.assert_allclose(distances, np.sort(table, axis=1)[:, :4], rtol=1e-4, atol=0.5)
+    assert indices[:2, 0].tolist() == [4999, 17]
+    np.testing.assert_allclose(np.take_along_axis(table, indices, 1), distances, rtol=1e-4, atol=0.5)
+
+
+@pytest.mark.parametrize(("queries", "k"), [(np.zeros((2, 3)), 1), (np.zeros((2, 4)), 0), (np.zeros((2, 4)), 6)])
+def test_nearest_refuses_other_shapes_and_too_many_neighbours(queries, k):
+    with pytest.raises(ValueError, match="expected one shape"):
+        nearest(queries, np.zeros((5, 4)), k)
+
+
+def test_closeness_is_0_for_a_copy_and_1_in_a_crowd():
+    assert closeness(np.array([[0.0, 5, 5], [5, 5, 5], [2, 4, 4]])).tolist() == [0, 1, 0.5]
+    assert closeness(np.zeros((1, 3))).tolist() == [0]
+
+
+def test_copies_of_training_images_are_found():
+    def noise_images(count):
+        return RNG.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8)
+
+    train, fake = noise_images(200), noise_images(40)
+    real = (train[:40] // 2) + (noise_images(40) // 2)  # each resembles one training image somewhat
+    honest, _ = memorisation(fake, real, train)
+    assert honest["closest"] > 0.8 > honest["closest_real"] > 0.3
+    assert honest["suspicious"] == 0
+    fake[7], fake[21] = train[150], train[3]
+    scores, rows = memorisation(fake, real, train)
+    assert scores["closest"] == pytest.approx(0, abs=1e-3)
+    assert scores["suspicious"] == 2 / 40
+    assert sorted(map(tuple, rows[:2, :2].tolist())) == [(7, 150), (21, 3)]
+    assert rows.shape == (10, 1 + SHOWN)

@@ -1,0 +1,49 @@
+"""Recipes: defaults, flags that contradict each other, and how the result table names changes."""
+
+import pytest
+
+from common.errors import UserError
+from dann.recipes import MODES, RECIPES, changes_of, complete
+
+UNSET = dict.fromkeys(RECIPES[None])
+
+
+def settings(mode="dann", recipe="plus", **given):
+    return complete({"mode": mode, "recipe": recipe, **UNSET, **given})
+
+
+@pytest.mark.parametrize("mode, recipe, expected", [
+    ("source", None, {"adversary": False, "teacher": False, "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}),
+    ("target", None, {"adversary": False, "teacher": False, "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}),
+    ("dann", "plain", {"adversary": True, "teacher": False, "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}),
+    ("dann", "plus", {"adversary": False, "teacher": True, "balance": True, "lr": 2e-3, "lr_schedule": "cosine"}),
+])
+def test_defaults(mode, recipe, expected):
+    common = {"geometry": True, "intensity": True, "standardise": True}
+    completed = settings(mode, recipe or "plus", seed=7)
+    assert completed == {"mode": mode, "recipe": recipe, "seed": 7, **common, **expected}
+    assert changes_of(completed) == []
+
+
+def test_given_values_win_and_are_named_in_the_order_of_the_table():
+    completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, balance=False)
+    assert changes_of(completed) == ["no geometry", "adversary", "no balance", "lr 1.0", "lr_schedule constant"]
+    assert changes_of(settings("source", intensity=False, lr=1e-3)) == ["no intensity"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_recipe_belongs_to_mode_dann(mode):
+    assert settings(mode, "plain")["recipe"] == ("plain" if mode == "dann" else None)
+
+
+@pytest.mark.parametrize("given, expected", [
+    ({"mode": "source", "teacher": True}, "--teacher belong to --mode dann"),
+    ({"mode": "target", "adversary": True}, "--adversary .* belong to --mode dann"),
+    ({"teacher": False}, "--mode source"),
+    ({"recipe": "plain", "adversary": False}, "--mode source"),
+    ({"recipe": "plain", "balance": True}, "--balance .* needs --teacher"),
+    ({"mode": "source", "balance": True}, "needs --teacher"),
+])
+def test_contradictions(given, expected):
+    with pytest.raises(UserError, match=expected):
+        settings(**given)
