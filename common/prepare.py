@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.faces and not args.faces.exists():
         raise UserError(f"no folder or zip {args.faces}: give --faces the path of the face images")
     sets = {f"digits/{name}": (partial(write_digits, name, raw, seed), partial(fetch, raw, domain.files))
-            for name, domain in DOMAINS.items()}
+            for name, domain in DOMAINS.items() if domain.read}
     sets["face"] = partial(write_faces, raw, seed, args.faces), None
     complete, failures = 0, []
     for name, (write, download) in sets.items():

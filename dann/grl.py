@@ -23,10 +23,5 @@ def grad_reverse(x: Tensor, coeff: Tensor | float) -> Tensor:
 
 
 def grl_coeff(progress: float, gamma: float = 10.0) -> float:
-    """Return the paper's lambda (eq. 14): it rises from 0 at the start of training to nearly 1 at its end.
-
-    Args:
-        progress: the share of training that is done, in [0, 1].
-        gamma: how fast lambda rises; the paper uses 10 (sec. 4).
-    """
+    """Return the paper's lambda (eq. 14; gamma: sec. 4): 0 at progress 0, the start, and nearly 1 at progress 1."""
     return 2 / (1 + math.exp(-gamma * progress)) - 1

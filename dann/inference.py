@@ -40,20 +40,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def target_of(folder: Path, targets: list[str]) -> str:
-    """Return the target that the path names; a UserError if it names none or several."""
+    """Return the target that the path names; UserError if it names none or several."""
     named = [target for target in targets if target in str(folder).lower()]
     if len(named) != 1:
         raise UserError(f"{folder} names {' and '.join(named) or 'no target domain'}: "
                         f"choose with --target {' or '.join(targets)}")
     return named[0]
-
-
-def write_csv(path: Path, names: list[str], labels: list[int]) -> None:
-    """Write the CSV file atomically."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image_name", "label"))
-        writer.writerows(zip(names, labels, strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     model, model_args = load_network(args.weights, device)
     readable, broken = load_readable(args.test_dir, DIGIT_SIZE)
     _, digits = predict(model, readable.images, model_args["standardise"], device)
-    write_csv(args.out, readable.names, digits.tolist())
+    with atomic_path(args.out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("image_name", "label"), *zip(readable.names, digits.tolist(), strict=True)])
     print(f"{len(digits)} digits in {args.out}, predicted by {args.weights} "
           f"({model_args['source']} -> {model_args['target']} {model_args['mode']})")
     target, embedded = split_name(model_args["target"])

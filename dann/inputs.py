@@ -34,12 +34,9 @@ def standardise(images: Tensor) -> Tensor:
 def geometry(images: Tensor, scale: tuple[float, float]) -> Tensor:
     """Scale, rotate, shear and shift each image by its own random amounts, in one resampling.
 
-    Pixels from outside the image are reflected into it. This continues a textured background; `border` would leave
-    streaks, and `zeros` a frame that only augmented images have.
-
-    Args:
-        images: (B, 3, H, W) float32; shape and range stay the same.
-        scale: smallest and largest enlargement.
+    Images are (B, 3, H, W) float32, and keep their shape and range; `scale` is the smallest and the largest factor.
+    What lies outside an image is its reflection, which continues a textured background: `border` would leave streaks,
+    and `zeros` a frame that only augmented images have.
     """
     factor, angle = _uniform(images, *scale), _uniform(images, -ROTATION, ROTATION)
     shear, shift_x, shift_y = (_uniform(images, -most, most) for most in (SHEAR, SHIFT, SHIFT))

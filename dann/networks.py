@@ -28,10 +28,7 @@ class DANN(nn.Module):
             nn.Linear(384, 192), nn.BatchNorm1d(192), nn.ReLU(),
             nn.Linear(192, 10),
         )
-        self.discriminator = nn.Sequential(
-            nn.Linear(768, 384), nn.BatchNorm1d(384), nn.ReLU(),
-            nn.Linear(384, 2),
-        )
+        self.discriminator = nn.Sequential(nn.Linear(768, 384), nn.BatchNorm1d(384), nn.ReLU(), nn.Linear(384, 2))
 
     def features(self, x: Tensor) -> Tensor:
         """Map images (B, 3, 28, 28) to features (B, 768)."""

@@ -17,8 +17,7 @@ BATCH = 1000  # images per forward pass
 def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]]:
     """Return a network on the device, and its model_args: source, target, mode, recipe and standardise.
 
-    Raises:
-        UserError: the file is missing, damaged, or not a checkpoint of DANN.
+    Raises UserError if the file is missing, damaged, or not a checkpoint of DANN.
     """
     model_args, weights = load_weights(path, KIND)
     model = DANN()
@@ -28,15 +27,10 @@ def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]
 
 @torch.no_grad()
 def predict(model: DANN, images: Tensor, standardise: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return features and digits of images. The network is left in eval mode.
+    """Return features (N, 768) float32 and digits (N,) int64, both on the CPU, of uint8 images (N, 3, 28, 28).
 
-    Args:
-        model: on `device`.
-        images: (N, 3, 28, 28) uint8, on any device.
-        standardise: whether the network was trained on standardised images.
-
-    Returns:
-        features: (N, 768) float32; digits: (N,) int64; both on the CPU.
+    `standardise` says whether the network was trained on standardised images. The network is on `device`, and is left
+    in eval mode.
     """
     model.eval()
     features, digits = [], []

@@ -38,11 +38,7 @@ def add_recipe_flags(parser: Parser) -> None:
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a command line with every None replaced by the recipe's value.
-
-    Raises:
-        UserError: the settings contradict each other.
-    """
+    """Return the settings with every None replaced by the recipe's value; UserError if they contradict each other."""
     mode = settings["mode"]
     recipe = settings["recipe"] if mode == "dann" else None
     if mode != "dann" and (settings["adversary"] or settings["teacher"]):

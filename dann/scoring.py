@@ -16,7 +16,7 @@ from dann.recipes import changes_of
 
 
 def held_out(data: str, domain: str) -> dict[str, ImageSet]:
-    """Load the splits to score: val, and test where it has images (the coursework's is a CSV file alone)."""
+    """Load the splits to score: val, and test where it has images (that of the coursework is only a CSV file)."""
     splits = {"val": load_digits(data, domain, "val")}
     try:
         splits["test"] = load_digits(data, domain, "test")

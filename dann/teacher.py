@@ -6,8 +6,8 @@ network an augmented one, and only confident predictions become labels.
 
 A teacher that trains on its own labels predicts rare digits ever less often. So its probabilities are divided by their
 mean over the batch: distribution alignment (ReMixMatch, Berthelot et al. 2020, arXiv:1911.09785, sec. 3.1), here
-towards equally many of each digit. Its batch normalisation sees target images only: in training with the statistics of
-the batch, in inference with their running average.
+towards equally many of each digit. The teacher's batch normalisation sees target images only. It uses the statistics
+of the batch in training, and their running average in inference.
 """
 
 import torch
@@ -24,11 +24,9 @@ RAREST = 0.001  # below this share, a class prior is too noisy to divide by
 def pseudo_labels(teacher: DANN, images: Tensor, balance: bool) -> tuple[Tensor, Tensor]:
     """Return the digits that the teacher predicts, (B,) int64, and whether each is confident, (B,) bool.
 
-    Args:
-        teacher: is left with batch normalisation in training mode, which updates running statistics, and without
-            dropout.
-        images: (B, 3, 28, 28) float32 of the target, not augmented.
-        balance: align the predictions with equally many of each digit.
+    Images are (B, 3, 28, 28) float32 of the target, not augmented. `balance` aligns the predictions with equally many
+    of each digit. The teacher is left with batch normalisation in training mode, which updates running statistics, and
+    without dropout.
     """
     for module in teacher.modules():
         module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)

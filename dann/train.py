@@ -30,20 +30,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common import cli
+from common import cli, distributed
 from common.batches import Batches
 from common.data.domains import DOMAIN_CHOICES
 from common.data.folder import load_digits
 from common.device import autocast, place, select_device, select_dtype
-from common.distributed import (
-    average_buffers,
-    average_gradients,
-    init_process_group,
-    rank,
-    rank_zero_first,
-    shard,
-    world_size,
-)
 from common.ema import EMA
 from common.images import save_picture
 from common.lr_schedule import lr_at, set_lr
@@ -73,8 +64,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = argparse.Namespace(**complete(vars(parser.parse_args(argv))))
     if args.source == args.target:
         parser.error(f"--source and --target: got {args.source} twice, expected two domains")
-    if args.batch_size < 2 * world_size():  # batch normalisation needs two images
-        parser.error(f"--batch-size: got {args.batch_size}, expected at least {2 * world_size()} (two per process)")
+    smallest_batch = 2 * distributed.world_size()  # batch normalisation needs two images
+    if args.batch_size < smallest_batch:
+        parser.error(f"--batch-size: got {args.batch_size}, expected at least {smallest_batch} (two per process)")
     if args.out is None:
         args.out = Path("runs", "-".join(filter(None, (KIND, args.source, args.target, args.mode, args.recipe))))
     return args
@@ -112,8 +104,8 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, la
         loss = loss + metrics["pseudo_loss"]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    average_gradients(model)
-    average_buffers(model)
+    distributed.average_gradients(model)
+    distributed.average_buffers(model)
     optimizer.step()
     return metrics
 
@@ -123,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    init_process_group(device)
+    distributed.init_process_group(device)
     domain = args.target if args.mode == "target" else args.source  # the labelled one
-    with rank_zero_first():
+    with distributed.rank_zero_first():
         images, labels, _ = load_digits(args.data, domain, "train")
         target_images = load_digits(args.data, args.target, "train").images if args.mode == "dann" else None
         splits = held_out(args.data, args.target)
@@ -160,10 +152,10 @@ def main(argv: list[str] | None = None) -> int:
         run = Run(out, KIND, settings, model_args, parts, weights=kept)
         for step in run.steps(diagnose):
             set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
-            index = shard(batches.next()).to(device)
+            index = distributed.shard(batches.next()).to(device)
             x, target_x, pseudo = augmented(images[index], domain), None, None
             if target_images is not None:
-                clean = target_images[shard(target_batches.next()).to(device)]
+                clean = target_images[distributed.shard(target_batches.next()).to(device)]
                 target_x = augmented(clean, args.target)
                 if teacher is not None:
                     with autocast(device, dtype):
@@ -171,14 +163,14 @@ def main(argv: list[str] | None = None) -> int:
             run.record(train_step(model, optimizer, x, labels[index], target_x, pseudo, args.adversary,
                                   progress=step / args.steps, dtype=dtype))
             if teacher is not None:
-                average_buffers(teacher.module)
+                distributed.average_buffers(teacher.module)
                 teacher.update(model)
             if run.due(args.sample_every):
                 scores.add(kept, step + 1)
                 model.train()
-                if rank() == 0:
+                if distributed.rank() == 0:
                     save_picture(picture(x, target_x, args.standardise), run.sample_path())
-        if rank() == 0:
+        if distributed.rank() == 0:
             print(write_result(out, settings, scores))
     return 0
 

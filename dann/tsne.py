@@ -8,18 +8,16 @@ domains overlap: distances between clusters mean nothing. The same command alway
 """
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.cli import Parser, add_data_flag, add_device_flags, positive_int, run_main
 from common.data.folder import load_digits
 from common.device import select_device
 from common.errors import UserError
-from common.images import save_picture
+from common.files import atomic_path
 from dann.predict import load_network, predict
 
 PCA_DIM = 50
@@ -70,9 +68,8 @@ def draw(planes: dict[str, np.ndarray], digits: np.ndarray, domains: np.ndarray,
             handles, labels = dots.legend_elements()
             axis.legend(handles, names if axis is bottom else labels, fontsize=8, ncols=10, handletextpad=0,
                         columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 0))  # below the points
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=100)
-    save_picture(Image.open(png), path)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 2**18  # of the attention maps of one chunk; the map of one 28x28 image is larger
+CHUNK_ELEMENTS = 2**18  # of the attention maps in one chunk; one 28x28 image has more, and is a chunk of its own
 
 
 class _StoredMapAttention(torch.autograd.Function):
@@ -34,8 +34,7 @@ class _StoredMapAttention(torch.autograd.Function):
         for q_i, k_i, v_i, grad_i, mean_i, map_i in zip(*chunks, maps, strict=True):
             scores_grad = (grad_i @ v_i.transpose(-1, -2)).sub_(mean_i).mul_(map_i)
             grads.append((scores_grad @ k_i, scores_grad.transpose(-1, -2) @ q_i, map_i.transpose(-1, -2) @ grad_i))
-        q_grad, k_grad, v_grad = (torch.cat(parts) for parts in zip(*grads, strict=True))
-        return q_grad, k_grad, v_grad, None
+        return *(torch.cat(parts) for parts in zip(*grads, strict=True)), None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class DigitClassifier(nn.Module):
 
 @torch.inference_mode()
 def predict(model: DigitClassifier, images: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return features (N, 128) float32 and digits (N,) int64 of uint8 images (N, 3, 28, 28), on the CPU."""
+    """Return features (N, 128) float32 and digits (N,) int64, both on the CPU, of uint8 images (N, 3, 28, 28)."""
     with autocast(device, dtype):
         outputs = [model(to_float(batch.to(device))) for batch in images.split(500)]
     features, class_logits = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
@@ -54,10 +54,9 @@ def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int 
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=num_steps, pct_start=0.2)
     for _ in range(num_steps):
         index = batches.next().to(device)
-        dy, dx = torch.randint(-1, 2, (2,)).tolist()
-        x = to_float(images[index].roll((dy, dx), dims=(2, 3)))
+        shift = torch.randint(-1, 2, (2,)).tolist()
         with autocast(device, dtype):
-            _, class_logits = model(x)
+            _, class_logits = model(to_float(images[index].roll(shift, dims=(2, 3))))
         loss = nn.functional.cross_entropy(class_logits, labels[index], label_smoothing=0.05)
         if not loss.isfinite():
             raise FloatingPointError("the digit classifier diverged")

@@ -1,4 +1,4 @@
-"""Compare sampler settings on one network and the same noise: scores, and network evaluations per image.
+"""Compare sampler settings: scores and network evaluations per image, for one network and the same noise.
 
     python -m diffusion.compare dpm-solver++:10:2 ddim:20:2 --out report/samplers.json
 
@@ -8,6 +8,7 @@ and next to it a Markdown table and a plot. Settings that the JSON file already 
 """
 
 import argparse
+import contextlib
 import json
 import math
 import time
@@ -54,20 +55,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_setting(text: str) -> Setting:
     """Parse SAMPLER:STEPS:GUIDANCE; UserError for another form or a value out of range."""
-    try:
+    with contextlib.suppress(ValueError):
         sampler, steps, guidance = text.split(":")
         setting = Setting(sampler, int(steps), float(guidance))
         if sampler in (FULL, *SAMPLERS) and 1 <= setting.steps <= NUM_TIMESTEPS and 0 <= setting.guidance < math.inf:
             return setting
-    except ValueError:
-        pass
     raise UserError(f"{text}: expected SAMPLER:STEPS:GUIDANCE, with a sampler of {', '.join((FULL, *SAMPLERS))}; "
                     f"1 to {NUM_TIMESTEPS} steps; and a guidance scale >= 0")
 
 
 def measure(pipeline: Pipeline, setting: Setting, per_digit: int, batch_size: int, device: torch.device,
             dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Return images (N, 3, 28, 28) uint8 of one setting, their digits (N,) int64, and the cost of all."""
+    """Return images (N, 3, 28, 28) uint8, their digits (N,) int64, and the cost: evaluations per image, and seconds."""
     pairs = [(digit, number) for digit in range(10) for number in range(1, per_digit + 1)]
     images, evaluations = [], []
     synchronize(device)
@@ -81,7 +80,7 @@ def measure(pipeline: Pipeline, setting: Setting, per_digit: int, batch_size: in
 
 
 def read_rows(path: Path, about: dict) -> list[dict]:
-    """Return the rows of an earlier comparison, if there is one; UserError if it is about anything else."""
+    """Return the rows of an earlier comparison, if there is one; UserError if it compared something else."""
     if not path.exists():
         return []
     try:
@@ -116,7 +115,7 @@ def plot(rows: list[dict], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, points in lines.items():
-        if name.startswith(FULL):  # a single point far to the right: show its distance as a level for all
+        if name.startswith(FULL):  # one point, far to the right: show it as a horizontal line
             axes.axhline(points[0][1], color="black", linewidth=1, linestyle="--", label=f"{name}: 1000 steps")
         else:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=name)
@@ -124,8 +123,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="network evaluations per image",
              ylabel="Frechet distance to validation digits")
     for axis in (axes.xaxis, axes.yaxis):  # 20 instead of 2 x 10^1
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter())
+        axis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
     axes.legend(fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
@@ -153,11 +151,10 @@ def main(argv: list[str] | None = None) -> int:
         images, digits, cost = measure(pipeline, setting, args.per_digit, args.batch_size, device, dtype)
         features, predicted = predict(classifier, images, device, dtype)
         scores = score(*(x.numpy() for x in (features, digits, predicted, real_features, real.labels)))
-        scores = {name: scores[name] for name in ("accuracy", "frechet", "frechet_real", "variety")}
-        rows.append({"setting": text, **cost, **scores})
-        print(f"{text}: {cost['evaluations']:g} evaluations per image, {cost['seconds']:.0f} s, accuracy "
-              f"{scores['accuracy']:.1%}, Frechet distance {scores['frechet']:.2f}, variety {scores['variety']:.2f}",
-              flush=True)
+        kept = {name: scores[name] for name in ("accuracy", "frechet", "frechet_real", "variety")}
+        rows.append({"setting": text, **cost, **kept})
+        print("{setting}: {evaluations:g} evaluations per image, {seconds:.0f} s, accuracy {accuracy:.1%}, "
+              "Frechet distance {frechet:.2f}, variety {variety:.2f}".format(**rows[-1]), flush=True)
         if args.out is not None:
             write_json(args.out, {"about": about, "rows": rows})
             write_text(args.out.with_suffix(".md"), to_markdown(rows))

@@ -3,9 +3,9 @@
     python -m diffusion.evaluate OUT --data hw2_data
 
 The scores are the accuracy of a classifier (trained once on real digits, then stored), the Frechet distance of its
-features, and the variety among images of one digit; the last two stand beside their values for real digits. Accuracy
-alone would reward one perfect 3 repeated a hundred times. None of the three detects copies of training digits, so the
-nearest training digits are searched too (Carlini et al. 2023, arXiv:2301.13188); `--neighbours` shows them.
+features, and the variety among images of one digit. Values of real digits are printed beside them. Accuracy alone
+would reward one perfect 3 repeated a hundred times. None of the three detects copies of training digits, so the nearest
+training digits are searched too (Carlini et al. 2023, arXiv:2301.13188); `--neighbours` shows them.
 """
 
 import argparse
@@ -37,9 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--neighbours", metavar="PNG", type=Path,
                         help="write a picture: the ten images closest to a training digit, beside their nearest ones")
     parser.add_argument("--out", metavar="JSON", type=Path, help="also write the scores to this file")
-    args = parser.parse_args(argv)
-    args.classifier = args.classifier or default_path(args.data, args.domain)
-    return args
+    return parser.parse_args(argv)
 
 
 def digits_of(names: list[str]) -> torch.Tensor:
@@ -65,7 +63,7 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
         fake_labels, predicted: (N,) the digits that generated images should show, and those that are predicted.
         real_labels: (M,) the digits of the real images.
     """
-    # Real against real: the first set has as many images per digit as `fake`, or half of them; the second has the rest.
+    # Real against real: per digit, the first set has as many images as `fake`, at most half; the second has the rest.
     order = np.random.default_rng(0).permutation(len(real))
     first, second = [], []
     for digit in range(10):
@@ -98,14 +96,13 @@ def main(argv: list[str] | None = None) -> int:
     labels = digits_of(fake.names)
     real = load_digits(args.data, args.domain, "val")
     train_set = load_digits(args.data, args.domain, "train")
-    classifier = load_or_train(args.classifier, train_set, device, dtype)
+    classifier = load_or_train(args.classifier or default_path(args.data, args.domain), train_set, device, dtype)
 
     features, predicted = predict(classifier, fake.images, device, dtype)
     real_features, real_predicted = predict(classifier, real.images, device, dtype)
     scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
-    scores["classifier_accuracy_on_val"] = float((real_predicted == real.labels).float().mean())
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())
-    scores |= copies
+    scores |= {"classifier_accuracy_on_val": float((real_predicted == real.labels).float().mean()), **copies}
 
     print(f"{scores['images']} digits against the validation digits of {args.domain}")
     print(f"accuracy             {scores['accuracy']:.2%}  (real: {scores['classifier_accuracy_on_val']:.2%})")

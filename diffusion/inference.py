@@ -22,12 +22,12 @@ from common.device import select_device, select_dtype
 from common.distributed import init_process_group, rank
 from common.image_folder import generate_folder
 from common.images import grid, save_gif, save_picture, to_uint8
-from diffusion.pipeline import DISTILLED, FULL, SAMPLERS, STANDARD, load_pipeline, sample
+from diffusion.pipeline import DISTILLED, FULL, SAMPLERS, STANDARD, Setting, load_pipeline, sample
 from diffusion.schedule import NUM_TIMESTEPS
 
 PROCESS_TIMES = (0, 200, 400, 600, 800, 1000)  # as hw2_report.md counts them: 0 is the finished image, here t = -1
 GIF_FRAMES = 40  # four seconds
-# Pictures of the denoising need a sampler with many states, unless flags choose one.
+# Pictures of the denoising need many states. --sampler and --steps take precedence.
 MANY_STATES = {"process": {"sampler": FULL}, "gif": {"sampler": "ddim", "steps": GIF_FRAMES}}
 
 
@@ -39,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture = parser.add_mutually_exclusive_group()
     for name, what in (("grid", "one picture, OUT.png, with one row per digit"),
                        ("gif", "an animation, OUT.gif, of how that picture is denoised"),
-                       ("process", "a picture, OUT.png, of six stages in the denoising of its first image")):
+                       ("process", "a picture, OUT.png, of the first image at six stages of the denoising")):
         picture.add_argument(f"--{name}", dest="picture", action="store_const", const=name, help=f"write {what}")
     parser.add_argument("--weights", metavar="CKPT", type=Path, help="the network (default: see above)")
     sampler = parser.add_mutually_exclusive_group()
@@ -60,8 +60,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if (args.steps or 0) > NUM_TIMESTEPS:
         parser.error(f"--steps: got {args.steps}, expected at most {NUM_TIMESTEPS}")
     args.per_digit = args.per_digit or (10 if args.picture else 100)
-    suffix = {"grid": ".png", "gif": ".gif", "process": ".png", None: args.out.suffix}[args.picture]
-    if args.out.suffix != suffix:
+    suffix = ".gif" if args.picture == "gif" else ".png"
+    if args.picture and args.out.suffix != suffix:
         parser.error(f"OUT: got {args.out}, expected a name that ends in {suffix} with --{args.picture}")
     return args
 
@@ -82,20 +82,20 @@ def main(argv: list[str] | None = None) -> int:
     init_process_group(device)
     if rank() and args.picture:
         return 0  # one process is enough for a picture
-    given = {"sampler": args.sampler, "steps": args.steps, "guidance": args.guidance}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in vars(args).items() if name in Setting._fields and value is not None}
     weights = args.weights or RELEASED / ("diffusion.pt" if given or args.picture in MANY_STATES else DISTILLED)
     pipeline = load_pipeline(weights, device)
-    chosen = pipeline.distilled or {"sampler", "steps"} & given.keys()
-    setting = pipeline.setting._replace(**({} if chosen else MANY_STATES.get(args.picture, {})) | given)
+    if not pipeline.distilled and not {"sampler", "steps"} & given.keys():
+        given |= MANY_STATES.get(args.picture, {})
+    setting = pipeline.setting._replace(**given)
     pipeline.check_guidance(setting.guidance, weights)
     states = partial(sample, pipeline, setting, args.seed, device=device, dtype=dtype)
+    pairs = [(digit, number) for digit in args.digits for number in range(1, args.per_digit + 1)]
 
-    def generate(pairs: list[tuple[int, int]]) -> Tensor:
-        *_, last = states(pairs)
+    def generate(indices: range) -> Tensor:
+        *_, last = states([pairs[i] for i in indices])
         return to_uint8(last.x).cpu()
 
-    pairs = [(digit, number) for digit in args.digits for number in range(1, args.per_digit + 1)]
     if args.picture == "process":
         images = {state.t + 1: to_uint8(state.x).cpu() for state in states(pairs[:1])}
         times = [min(images, key=lambda t: abs(t - wanted)) for wanted in PROCESS_TIMES]
@@ -107,14 +107,13 @@ def main(argv: list[str] | None = None) -> int:
         save_gif([grid(images, args.per_digit, scale=2) for images in frames], args.out)
         print(f"wrote {args.out}")
     elif args.picture == "grid":
-        save_picture(grid(generate(pairs), args.per_digit, scale=2), args.out)
+        save_picture(grid(generate(range(len(pairs))), args.per_digit, scale=2), args.out)
         print(f"wrote {args.out}")
     else:
         stamp = (f"diffusion weights={sha256(weights)[:16]} seed={args.seed} sampler={setting.sampler} "
                  f"steps={setting.steps} guidance={setting.guidance:g} dtype={dtype}")
         names = [f"{digit}_{number:03d}.png" for digit, number in pairs]
-        num_new = generate_folder(args.out, names, stamp, lambda batch: generate([pairs[i] for i in batch]),
-                                  args.batch_size)
+        num_new = generate_folder(args.out, names, stamp, generate, args.batch_size)
         print(f"{len(pairs)} images in {args.out}, {num_new} of them made now")
     return 0
 

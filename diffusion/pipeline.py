@@ -18,9 +18,9 @@ from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp, guided_x0
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
-# To add a sampler: one generator function in samplers.py, and one entry here. Every command then offers it.
+# To add a sampler, write a generator function in samplers.py and add an entry here. Every command then offers it.
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
-FULL = "ddpm"  # the sampler that takes every step of the chain, so it has no number of steps to choose
+FULL = "ddpm"  # takes all steps of the chain, so their number cannot be chosen
 DISTILLED = "diffusion-distilled.pt"  # the released network that needs the fewest evaluations
 PREVIEW_COLUMNS = 4
 

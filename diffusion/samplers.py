@@ -4,7 +4,7 @@ All samplers take the same arguments:
 
     denoise     (x_t, t) -> x_0: the prediction of the network; t is one integer for the whole batch
     schedule    the noise schedule
-    noise       () -> (B, 3, 28, 28) standard normal; the first is x_{T-1}, and only DDPM asks for more
+    noise       () -> (B, 3, 28, 28) standard normal; the first call gives x_{T-1}, and only DDPM calls it again
     num_steps   1..T, the number of evaluations; DDPM always takes T
 """
 

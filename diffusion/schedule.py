@@ -45,7 +45,7 @@ class Schedule(NamedTuple):
         return alpha_bar / (1 - alpha_bar)
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return the sample x_t of q(x_t | x_0) (eq. 4) that standard normal noise gives."""
+        """Return a sample x_t of q(x_t | x_0) (eq. 4) for the given standard normal noise."""
         signal, sigma = self.scales(t)
         return signal * x_0 + sigma * noise
 
@@ -57,9 +57,7 @@ class Schedule(NamedTuple):
     def predict_x0(self, x_t: Tensor, t: Tensor, output: Tensor, prediction: str) -> Tensor:
         """Return the x_0, not clamped, that follows from x_t and a predicted "noise" or "velocity"."""
         signal, sigma = self.scales(t)
-        if prediction == "noise":
-            return (x_t - sigma * output) / signal
-        return signal * x_t - sigma * output
+        return (x_t - sigma * output) / signal if prediction == "noise" else signal * x_t - sigma * output
 
 
 def make_schedule(name: str) -> Schedule:

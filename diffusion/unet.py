@@ -1,9 +1,9 @@
 """The class-conditional U-Net: 28x28x3 images, 10 classes, 23,335,299 parameters at width 64.
 
 The layout is that of T. Capelle's conditional DDPM (2022), which follows dome272's Diffusion-Models-pytorch.
-hw2_report.md ("Diffusion", section 1) prints it. Maps have 28, 14, 7 and 3 pixels per side; the second upsampling layer
-(x2.5) takes 3 back to 7. `nn.MultiheadAttention` only holds the attention parameters, under the printed names: the
-computation is in diffusion/attention.py, because the module's own is slower in training.
+report/networks.md prints it. Maps have 28, 14, 7 and 3 pixels per side; the second upsampling layer (x2.5) takes 3 back
+to 7. `nn.MultiheadAttention` only holds the attention parameters, under the printed names. The computation is in
+diffusion/attention.py, because that of the module is slower in training.
 """
 
 import math
@@ -64,8 +64,7 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor, emb: Tensor) -> Tensor:
         """x: (B, C, h, w), skip: (B, in - C, H, W), emb: (B, 256) -> (B, out, H, W)."""
         x = self.up1(x) if 2 * x.shape[-1] == skip.shape[-1] else self.up2(x)
-        x = self.conv(torch.cat([skip, x], dim=1))
-        return x + self.emb_layer(emb)[:, :, None, None]
+        return self.conv(torch.cat([skip, x], dim=1)) + self.emb_layer(emb)[:, :, None, None]
 
 
 class SelfAttention(nn.Module):
@@ -98,8 +97,8 @@ def time_embedding(t: Tensor, dim: int = TIME_DIM) -> Tensor:
 class ConditionalUNet(nn.Module):
     """Predict the noise or the velocity in x_t from t and, optionally, a label.
 
-    The first map has `width` channels, a multiple of 4; 64 is the network of hw2_report.md. Without a label, no label
-    embedding is added.
+    `width` is the number of channels of the first map, a multiple of 4. The network of hw2_report.md has width 64.
+    The label embedding has one row per digit; the unconditional branch adds none of them.
     """
 
     def __init__(self, width: int = 64) -> None:

@@ -16,6 +16,8 @@ import pytest
 
 from tests.trainers import FLAGS, result
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 

@@ -152,6 +152,7 @@ assert torch.get_num_threads() == threads
 """
 
 
+@pytest.mark.slow
 def test_importing_reads_no_data_and_opens_no_socket(tmp_path):
     command = [sys.executable, "-B", "-c", IMPORT_ALL, str(PROJECT), *sorted(MODULES)]
     env = {"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

@@ -401,6 +401,7 @@ def test_a_mistake_is_one_line(module, change, flags, said, here, capfd):
     assert not Path("run").is_dir() or any(name.startswith("run/") for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_without_a_mistake_each_command_works(module, here, fast):
     """So the cases above and below fail for the reason that they name."""
@@ -489,6 +490,7 @@ def unbroken(world, tmp_path_factory):
     return unbroken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "flags", "word", "number"), FULL,
                          ids=[f"{module}-{word.replace('/', '-')}-{number}" for module, _, word, number in FULL])
 def test_a_full_disk_is_one_line_and_with_room_all_is_as_if_it_had_not_been(module, flags, word, number, here, fast,
@@ -514,6 +516,7 @@ def test_a_full_disk_is_one_line_and_with_room_all_is_as_if_it_had_not_been(modu
     assert left() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_a_read_only_disk_is_one_line_and_leaves_nothing(module, here, fast, capfd):
     def refuse(path, *_):
@@ -530,6 +533,7 @@ def test_a_read_only_disk_is_one_line_and_leaves_nothing(module, here, fast, cap
     assert contents() == before and not Path("run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["gan", "diffusion", "dann"])
 def test_data_that_vanish_cost_no_step(task, here, fast, unbroken, capfd, monkeypatch):
     module = f"{task}.train"
@@ -559,6 +563,7 @@ def test_data_that_vanish_cost_no_step(task, here, fast, unbroken, capfd, monkey
 NINE = HEAD + "".join(f"0{digit}.png,{digit}\n" for digit in range(9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "change"), [
     ("gan.train", remove(IMAGE)), ("diffusion.train", train_csv(NINE)),
     ("dann.train", put("hw2_data/digits/usps/train.csv", NINE))])

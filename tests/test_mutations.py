@@ -4,6 +4,8 @@ import pytest
 
 from tests.mutations import MUTATIONS, PROJECT, mutated
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.place} {mutation.breaks}")
 def test_the_pattern_is_in_its_function_once(mutation):

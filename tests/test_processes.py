@@ -22,6 +22,8 @@ from common.randomness import mix_seeds
 from diffusion import train as diffusion_train
 from tests.trainers import FLAGS, SMALL, command
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parent.parent
 SMALL = f"{SMALL} --precision fp32"
 DIFFUSION = f"{FLAGS['diffusion']} {SMALL} --warmup 2 --save-every 10 --sample-every 10"

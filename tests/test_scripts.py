@@ -243,6 +243,7 @@ def finite(scores, *names):
     return all(np.isfinite(scores[name]).all() for name in names)
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_command_and_the_settings(real, tmp_path):
     flags = ["--data", "builtin", "--dry-run", "--width", "8", "--batch-size", "4"]
     code, out, err = real("train_diffusion.sh", *flags)
@@ -265,6 +266,7 @@ def test_the_test_script_runs_pytest_in_the_project(real):
     assert code == 0 and out.startswith("pytest")
 
 
+@pytest.mark.slow
 def test_faces_end_to_end(real, few, tmp_path):
     code, out, err = real("train_gan.sh", *SMALL, "--width", "8")
     assert code == 0, err
@@ -281,6 +283,7 @@ def test_faces_end_to_end(real, few, tmp_path):
     assert scores["images"] == 8 and finite(scores, "swd", "swd_real", "variety")
 
 
+@pytest.mark.slow
 def test_digits_end_to_end(real, few, tmp_path):
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE + SHORT_CHAIN)
     code, out, err = real("train_diffusion.sh", *SMALL, "--width", "8", "--out", "out")
@@ -299,6 +302,7 @@ def test_digits_end_to_end(real, few, tmp_path):
     assert scores["images"] == 30 and finite(scores, "accuracy", "frechet", "frechet_real", "variety")
 
 
+@pytest.mark.slow
 def test_adaptation_end_to_end(real, few, tmp_path):
     code, out, err = real("train_dann.sh", *SMALL)
     assert code == 0, err

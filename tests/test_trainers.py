@@ -10,6 +10,8 @@ from common.errors import UserError
 from common.metrics_log import read_metrics
 from tests.trainers import FLAGS, MODULES, arguments, make_small, result
 
+pytestmark = pytest.mark.slow
+
 STEPS = "--steps 6 --precision fp32"
 
 

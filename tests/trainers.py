@@ -31,6 +31,7 @@ def make_small(replace=setattr) -> None:
     replace(domains, "embedded_digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
     replace(synthetic_faces, "faces", lambda split: pixels)
     replace(run, "plot_curves", lambda run_dir: None)
+    replace(gan_train, "NUM_IMAGES", 64)
     replace(diffusion_train, "PREVIEW", pipeline.Setting("ddim", 1, 2.0))
     replace(pipeline, "PREVIEW_COLUMNS", 1)
 

@@ -236,6 +236,7 @@ def test_every_switch_changes_the_training_and_names_its_row(flags, train, weigh
     assert json.loads((out / "result.json").read_text())["changes"] == [row]
 
 
+@pytest.mark.slow
 def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     """The whole path of real SVHN: MATLAB files of the published shape, prepared, adapted to, and predicted."""
     raw, prepared = tmp_path / "raw", tmp_path / "hw2_data"

@@ -159,6 +159,7 @@ def test_one_step_by_hand(teacher):
     torch.testing.assert_close(ema.module.state_dict()[name], expected)
 
 
+@pytest.mark.slow
 def test_overfits_one_batch(teacher):
     student, losses = copy.deepcopy(teacher.model), []
     optimizer, ema = torch.optim.Adam(student.parameters(), lr=3e-3), EMA(student, 0.9)
@@ -170,6 +171,7 @@ def test_overfits_one_batch(teacher):
     assert losses[-1] < 0.3 * losses[0]
 
 
+@pytest.mark.slow
 def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, tmp_path):
     assert run(digits_dir, released, tmp_path / "guided", "--lr", "1e-12", "--ema-decay", "0") == 0
     guided = load_pipeline(tmp_path / "guided" / "last.pt", torch.device("cpu"))
@@ -188,6 +190,7 @@ def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, 
         assert (tmp_path / "short" / name).exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
     flags = ["--chain", "2"]
     run(digits_dir, released, tmp_path / "whole", *flags)

@@ -51,6 +51,7 @@ def test_too_few_images_are_refused():
             evaluate.score(fake_features, labels, labels, *(part[::30 // real] for part in features(30, seed=2)))
 
 
+@pytest.mark.slow
 def test_command_scores_a_folder_and_shows_the_neighbours(digits_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
     source = digits_dir / "digits" / "mnistm" / "data"

@@ -46,6 +46,7 @@ def test_run_folder_is_complete(finished):
     assert json.loads((finished / "done").read_text())["steps"] == 6
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bits_and_another_does_not(digits_dir, finished, tmp_path):
     run(digits_dir, tmp_path / "again")
     run(digits_dir, tmp_path / "other", "--seed", "1")
@@ -56,6 +57,7 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(digits_dir, finished
     assert read_metrics(tmp_path / "other") != read_metrics(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, monkeypatch, number):
     record = Run.record
@@ -77,6 +79,7 @@ def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, mon
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
 
 
+@pytest.mark.slow
 def test_killed_after_its_checkpoint_logs_no_step_twice(digits_dir, finished, tmp_path, monkeypatch):
     record = Run.record
 
@@ -130,6 +133,7 @@ def test_one_step_by_hand():
     torch.testing.assert_close(ema.module.state_dict()[name], expected)
 
 
+@pytest.mark.slow
 def test_the_loop_warms_the_learning_rate_up_and_lowers_it_to_zero(digits_dir, tmp_path, monkeypatch):
     rates, step = [], train.train_step
 
@@ -145,6 +149,7 @@ def test_the_loop_warms_the_learning_rate_up_and_lowers_it_to_zero(digits_dir, t
     assert rates == pytest.approx([0.0005, 0.001, 0.001, 0.00075, 0.0005, 0.00025])
 
 
+@pytest.mark.slow
 def test_overfits_one_batch():
     torch.manual_seed(0)
     schedule, model = make_schedule("cosine"), ConditionalUNet(8)
@@ -171,6 +176,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(digits_dir, tmp_pat
     assert weights(tmp_path / "run")["step"] == 4
 
 
+@pytest.mark.slow
 def test_starts_from_given_weights(digits_dir, finished, tmp_path):
     run(digits_dir, tmp_path / "run", "--init", str(finished / "last.pt"), "--lr", "1e-12", "--ema-decay", "0")
     given = weights(finished)["weights"]

@@ -7,17 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
-from gan.train import main as train
+from gan import train as gan_train
 
 SMALL = ["--device", "cpu", "--precision", "fp32", "--width", "8", "--batch-size", "4", "--log-every", "1"]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """Networks as small as these run fastest on one thread."""
+def fast():
+    """One thread, on which networks as small as these run fastest, and few images for the standing statistics."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan_train, "NUM_IMAGES", 128)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -51,7 +53,7 @@ def run_gan(faces):
     """Train in this process on the small faces; return the run folder."""
     def run(out: Path, model: str, steps: int, *flags: str) -> Path:
         where = ["--data", str(faces), "--out", str(out)]
-        assert train(["--model", model, *where, "--steps", str(steps), *SMALL, *flags]) == 0
+        assert gan_train.main(["--model", model, *where, "--steps", str(steps), *SMALL, *flags]) == 0
         return out
 
     return run

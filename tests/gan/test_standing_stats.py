@@ -35,6 +35,7 @@ def test_the_average_has_running_statistics_of_its_own():
     assert same(average.module.state_dict(), before)  # a second call changes nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_saved_weights_generate_alike_in_training_and_eval_mode(model, run_gan, tmp_path):
     # Only the last of many steps is due, so the saved statistics are not left over from an earlier preview.

@@ -119,6 +119,7 @@ def test_one_seed_one_result(trained, run_gan, tmp_path):
     assert not same(checkpoint(run)["weights"], checkpoint(other)["weights"])
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_unbroken(trained, run_gan, tmp_path):
     model, run = trained
     broken = run_gan(tmp_path / "broken", model, 2)
@@ -129,6 +130,7 @@ def test_stopped_and_resumed_equals_unbroken(trained, run_gan, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_r1_resumes_exactly(run_gan, tmp_path):
     flags = ["--r1", "10", "--spectral-norm"]
     unbroken = run_gan(tmp_path / "unbroken", "dcgan", 4, *flags)
@@ -159,6 +161,7 @@ def test_spectral_norm_is_in_d_alone_and_does_not_matter_to_inference(run_gan, t
     assert not [name for name in content["weights"] if "parametrizations" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_bf16_trains_and_keeps_r1_in_float32(model, run_gan, tmp_path):
     exact, run = (run_gan(tmp_path / precision, model, 1, "--r1", "10", "--precision", precision)

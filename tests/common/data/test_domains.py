@@ -1,8 +1,11 @@
 """The table of domains: names, heights, and the addresses of the raw files."""
 
 import pytest
+from PIL import Image
 
-from common.data.domains import DOMAIN_CHOICES, DOMAINS, digit_height, split_name
+from common import prepare
+from common.data.domains import DOMAIN_CHOICES, DOMAINS, Domain, digit_height, split_name
+from common.data.folder import load_digits
 from common.errors import UserError
 
 
@@ -22,6 +25,21 @@ def test_every_choice_is_split_into_its_row_and_whether_it_is_embedded():
 def test_heights():
     assert [digit_height(name) for name in DOMAINS] == [20, 20, 28, 28]
     assert digit_height("builtin-usps") == 28
+
+
+def test_a_height_is_enough_for_a_domain_of_ones_own_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(DOMAINS, "receipts", Domain(22))
+    folder = tmp_path / "digits" / "receipts"
+    (folder / "data").mkdir(parents=True)
+    Image.new("RGB", (30, 40)).save(folder / "data" / "a.png")
+    (folder / "train.csv").write_text("image_name,label\na.png,7\n")
+    digits = load_digits(tmp_path, "receipts", "train")
+    assert (digits.images.shape, digits.labels.tolist()) == ((1, 3, 28, 28), [7]) and digit_height("receipts") == 22
+    with pytest.raises(UserError, match="domain 'receipts' has no embedded stand-in: name its data folder"):
+        load_digits("builtin", "receipts", "train")
+    with pytest.raises(UserError, match="holds none of the raw sets"):
+        prepare.main(["--raw", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert "receipts" not in capsys.readouterr().out
 
 
 def test_the_raw_files_are_those_that_torchvision_knows():

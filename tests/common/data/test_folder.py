@@ -322,6 +322,7 @@ def test_an_error_names_the_missing_part_and_its_cure(data, tmp_path):
         load_digits(data, "usps", "train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["folder", "domains"])
 def test_importing_is_light(module):
     slow = {"torchvision", "scipy", "sklearn", "matplotlib"}

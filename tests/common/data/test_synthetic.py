@@ -66,6 +66,7 @@ def test_digits_are_the_same_bytes_every_time(domain):
     assert np.array_equal(labels, labels_again)
 
 
+@pytest.mark.slow
 def test_a_new_process_generates_the_same_bytes():
     code = """
 import hashlib
@@ -168,6 +169,7 @@ def test_a_classifier_learns_a_domain_and_loses_on_the_others():
     assert accuracy["svhn"] < 0.45 and accuracy["mnistm"] < 0.6 and accuracy["usps"] < 0.65, accuracy
 
 
+@pytest.mark.slow
 def test_importing_reads_no_file():
     code = """
 import sys
