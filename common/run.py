@@ -47,6 +47,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0  # of training, including the time before a resume
         self._log = MetricsLog()
+        self._before_save = lambda: None
         self._signal = 0
         self.folder = RunFolder(out, self.settings)
         barrier()
@@ -73,6 +74,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, unless a number in it is not finite."""
+        self._before_save()
         self._require_finite_metrics()
         require_equal_replicas(self.step, *self._networks())
         parts = {name: part.state_dict() for name, part in self.parts.items()}
@@ -97,20 +99,26 @@ class Run:
         """Return the path for the preview of the current step."""
         return self.folder.path / "samples" / f"{self.step + 1:07d}.png"
 
-    def steps(self, diagnose: Callable[[dict[str, float]], str | None] = lambda row: None) -> Iterator[int]:
+    def steps(self, diagnose: Callable[[dict[str, float]], str | None] = lambda row: None,
+              before_save: Callable[[], None] = lambda: None) -> Iterator[int]:
         """Yield the remaining steps, seeded by (seed, step, rank); after each loop body, log and save what is due.
 
         A signal ends the loop after the current step, saves, and exits with 128 + its number.
 
         Args:
             diagnose: maps a logged row to a one-line warning about the training, or None. Each line is printed once.
+            before_save: brings `weights` up to date, whenever a checkpoint is due.
         """
+        self._before_save = before_save
         settings, start, seconds_before = self.settings, self.step, self.seconds
         num_steps = settings["steps"]
         print(describe(settings))
         if start >= num_steps:
             print(f"{self.folder.path}: {start} steps are done already; a larger --steps continues")
-        handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal; nohup ignores it
+            numbers.append(signal.SIGHUP)
+        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         bar = tqdm(total=num_steps, initial=start, unit="step", disable=rank() > 0 or not sys.stderr.isatty())
         began, warned = time.perf_counter(), set()
         try:

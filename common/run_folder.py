@@ -92,17 +92,17 @@ class RunFolder:
         content = checkpoint.load(path, kind)
         if "parts" not in content:
             raise UserError(f"{path} is a released file: it has the weights, but not what a resume needs")
+        if content["parts"].keys() != part_names and content["args"].keys() != self.settings.keys():
+            raise UserError(f"{path} was written by another version of this project: start a new run")
         for name, value in self.settings.items():
             before = content["args"].get(name)
             if name not in FREE_ON_RESUME and before != value:
                 raise UserError(f"{path} was trained with {name}={before}, got {name}={value}: resume with the same")
-        if content["parts"].keys() != part_names:
-            raise UserError(f"{path} was written by another version of this project: start a new run")
         print(f"resumed {path} at step {content['step']}")
         return content
 
     def open(self, step: int) -> None:
-        """Write settings and versions, and cut the metrics back to those of the first `step` steps."""
+        """Write settings and versions, and remove what belongs to later steps: metrics, `done`, DANN's result.json."""
         program = Path(sys.argv[0])  # .../gan/train.py is the module gan.train
         versions = {"python": platform.python_version(), "torch": torch.__version__,
                     **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy", "pillow")},
@@ -110,6 +110,8 @@ class RunFolder:
                     "command": shlex.join(["python", "-m", f"{program.parent.name}.{program.stem}", *sys.argv[1:]])}
         write_json(self.path / "args.json", self.settings)
         write_json(self.path / "versions.json", versions)
+        for name in ("done", "result.json"):  # the end of an earlier, shorter run
+            (self.path / name).unlink(missing_ok=True)
         # A killed run may have logged steps after its last checkpoint; they will be computed again.
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))

@@ -19,6 +19,7 @@ metrics.jsonl. Besides the losses, this log has:
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -156,15 +157,16 @@ def main(argv: list[str] | None = None) -> int:
     fixed_z = seeded_normal([(args.seed, i) for i in range(NUM_IMAGES)], (generator.z_dim,)).to(device)
 
     run = Run(args.out, model.kind, vars(args), model_args, parts, weights=g_ema.module)
-    for step in run.steps(diagnose):
+    recalibrate = partial(recalibrate_bn, g_ema.module, generator, fixed_z, dtype)
+    for step in run.steps(diagnose, before_save=recalibrate):
         set_lr(g_optimizer, lr_at(args.g_lr, args.lr_schedule, step, args.steps))
         set_lr(d_optimizer, lr_at(args.d_lr, args.lr_schedule, step, args.steps))
         real = to_float(images[shard(batches.next()).to(device)])
         metrics = train_step(generator, discriminator, g_ema, g_optimizer, d_optimizer, real, step, loss=args.loss,
                              augmented=args.augment, r1=args.r1, dtype=dtype)
-        log, sample, save = map(run.due, (args.log_every, args.sample_every, args.save_every))
-        if log or sample or save:  # at other steps nobody looks at the average
-            recalibrate_bn(g_ema.module, generator, fixed_z, dtype)
+        log, sample = run.due(args.log_every), run.due(args.sample_every)
+        if log or sample:  # at other steps nothing uses the average
+            recalibrate()
         if log:
             generated = generate(g_ema.module, fixed_z[:WATCHED], dtype)
             metrics |= health(discriminator, generated, *watched, dtype)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import checkpoint
+from common import checkpoint, release
 from common.ema import EMA
 from common.errors import UserError
 from common.metrics_log import read_metrics
@@ -85,6 +85,59 @@ def test_a_larger_steps_goes_on(finished, tmp_path, capsys):
     assert "at step 4" in capsys.readouterr().out
     assert torch.equal(model.weight, before["weight"])
     assert json.loads((tmp_path / "longer" / "done").read_text())["steps"] == 6
+
+
+def test_a_closed_terminal_saves_and_stops(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3))
+    with pytest.raises(SystemExit) as end:
+        for _ in run.steps():
+            os.kill(os.getpid(), signal.SIGHUP)
+    assert end.value.code == 128 + signal.SIGHUP
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 1
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = make_run(tmp_path / "run", nn.Linear(2, 3))
+        for _ in run.steps():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert run.step == 4
+
+
+def test_a_finished_run_that_is_extended_and_stopped_is_not_finished_any_more(tmp_path):
+    out = tmp_path / "run"
+    train(make_run(out, nn.Linear(2, 3)))
+    (out / "result.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        for _ in make_run(out, nn.Linear(2, 3), resume="auto", steps=9).steps():
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert not (out / "done").exists() and not (out / "result.json").exists()
+    with pytest.raises(UserError, match="is not a finished run"):
+        release.main([str(out), str(tmp_path / "a.pt")])
+    assert not (tmp_path / "a.pt").exists()
+    train(make_run(out, nn.Linear(2, 3), resume="auto", steps=9))
+    assert json.loads((out / "done").read_text())["steps"] == 9
+
+
+def test_what_inference_reads_is_brought_up_to_date_before_every_save(tmp_path):
+    model, updates = nn.Linear(2, 3), []
+    run = make_run(tmp_path / "run", model, log_every=9, save_every=3)
+
+    def update():
+        updates.append(run.step)
+        nn.init.constant_(model.bias, run.step)
+
+    with pytest.raises(SystemExit):
+        for step in run.steps(before_save=update):
+            if step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert updates == [2] and checkpoint.load(tmp_path / "run" / "last.pt")["weights"]["bias"].tolist() == [2, 2, 2]
+    for _ in make_run(tmp_path / "run", model, log_every=9, save_every=3, resume="auto").steps(before_save=update):
+        pass
+    assert len(updates) == 3  # at step 3, and at the end
 
 
 def test_resume_auto_in_an_empty_folder_starts(tmp_path):

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from common.checkpoint import load_weights
 from common.ema import EMA
 from common.errors import UserError
 from common.metrics_log import read_metrics
+from common.run import Run
 from gan.augment import augment, random_flip
 from gan.inference import main as inference
 from gan.models import MODELS, build_discriminator, build_generator
@@ -107,6 +110,19 @@ def test_run_folder(trained):
     g_lr, d_lr, betas = {"dcgan": (2e-4, 2e-4, (0.5, 0.999)), "sagan": (4e-4, 4e-4, (0.0, 0.9))}[model]
     # The rates of the last of four steps are half of the first ones.
     assert (g_adam["lr"], d_adam["lr"], g_adam["betas"], d_adam["betas"]) == (g_lr / 2, d_lr / 2, betas, betas)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_signal_before_the_first_log_saves_a_recalibrated_average(model, run_gan, tmp_path, monkeypatch):
+    def stop(self, metrics):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "record", stop)
+    with pytest.raises(SystemExit):
+        run_gan(tmp_path / "run", model, 9, "--log-every", "9")
+    weights = checkpoint(tmp_path / "run")["weights"]
+    means = [value for name, value in weights.items() if name.endswith("running_mean")]
+    assert means and all(mean.abs().max() > 0 for mean in means)  # 0 is where a new network starts
 
 
 def test_one_seed_one_result(trained, run_gan, tmp_path):
