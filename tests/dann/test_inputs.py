@@ -26,7 +26,7 @@ def test_geometry_keeps_shape_range_and_flat_images():
     torch.testing.assert_close(geometry(flat, WIDE), flat)
 
 
-@pytest.mark.parametrize("scale, smallest, largest", [((0.9, 1.5), 0.8, 2.3), ((0.6, 1.1), 0.3, 1.25)])
+@pytest.mark.parametrize("scale, smallest, largest", [((0.9, 1.5), 0.8, 2.3), ((0.6, 1.1), 0.3, 1.3)])
 def test_geometry_respects_the_scale_and_never_mirrors(scale, smallest, largest):
     """A mark in the upper left corner stays nearer to that corner than to any other."""
     images = torch.zeros(400, 1, 28, 28)
@@ -36,6 +36,22 @@ def test_geometry_respects_the_scale_and_never_mirrors(scale, smallest, largest)
     area = mass.sum((1, 2)) / 9
     assert smallest < area.quantile(0.02) and area.quantile(0.98) < largest
     assert area.median().item() == pytest.approx((sum(scale) / 2) ** 2, rel=0.15)
+
+
+def test_geometry_rotates(monkeypatch):
+    """Without shear and shift, marks to the right of the centre and below it stay at a right angle."""
+    torch.manual_seed(0)
+    monkeypatch.setattr("dann.inputs.SHEAR", 0)
+    monkeypatch.setattr("dann.inputs.SHIFT", 0)
+    marks = torch.zeros(100, 2, 28, 28)  # one channel per mark
+    marks[:, 0, 13:15, 22:24] = marks[:, 1, 22:24, 13:15] = 1
+    line = torch.arange(28) - 13.5
+    moved = geometry(marks, (1, 1))
+    mass = moved / moved.sum((2, 3), keepdim=True)
+    x, y = (mass.sum(2) * line).sum(2), (mass.sum(3) * line).sum(2)  # centres of mass, (100, 2)
+    right, below = torch.atan2(y[:, 0], x[:, 0]), torch.atan2(y[:, 1], x[:, 1])
+    torch.testing.assert_close(below - right, torch.full((100,), torch.pi / 2), atol=0.02, rtol=0)
+    assert right.min() < -0.15 and right.max() > 0.15  # radians
 
 
 def test_scales_cover_the_digit_sizes_of_both_domains():
