@@ -4,12 +4,19 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainers import arguments, command
 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often test_kills.py kills each trainer (long: 100)")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Give every test the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
