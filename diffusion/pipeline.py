@@ -1,7 +1,6 @@
 """A pipeline: a trained network, its noise schedule, and how it samples by default. All commands that sample use it."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,12 +90,15 @@ def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[in
         return torch.stack([torch.randn(3, DIGIT_SIZE, DIGIT_SIZE, generator=g) for g in generators]).to(device)
 
     labels = torch.tensor([digit for digit, _ in pairs], device=device)
-    denoise = partial(pipeline.denoise, labels=labels, guidance=setting.guidance)
-    with autocast(device, dtype):
-        if setting.sampler == FULL:
-            yield from ddpm(denoise, pipeline.schedule, noise)
-        else:
-            yield from SAMPLERS[setting.sampler](denoise, pipeline.schedule, noise, setting.steps)
+
+    def denoise(x_t: Tensor, t: int) -> Tensor:
+        with autocast(device, dtype):  # around the sampler, it would stay on between two states
+            return pipeline.denoise(x_t, t, labels, setting.guidance)
+
+    if setting.sampler == FULL:
+        yield from ddpm(denoise, pipeline.schedule, noise)
+    else:
+        yield from SAMPLERS[setting.sampler](denoise, pipeline.schedule, noise, setting.steps)
 
 
 def preview(pipeline: Pipeline, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:

@@ -31,7 +31,7 @@ from common.batches import Batches
 from common.checkpoint import RELEASED
 from common.cli import Parser, add_device_flags, run_main
 from common.data.folder import ImageSet, load_digits, load_faces, load_readable
-from common.device import autocast, describe_machine, peak_memory, place, select_device, select_dtype, synchronize
+from common.device import describe_machine, peak_memory, place, select_device, select_dtype, synchronize
 from common.ema import EMA
 from common.files import atomic_path, write_json, write_text
 from common.images import DIGIT_SIZE, to_float, to_uint8
@@ -156,11 +156,7 @@ def measure(work: Work, device: torch.device, seconds: float) -> tuple[float, fl
 def compare(plain: Work, ours: Work, device: torch.device, rounds: int, seconds: float) -> dict[str, float]:
     """Time both in turn; return medians, the spread of the ratio, and the shares of time spent waiting for data."""
     next(plain), next(ours)  # the first step allocates memory and picks kernels
-    pairs = []
-    for _ in range(rounds):
-        with autocast(device, torch.float32):  # our sampler, paused between two steps, leaves autocast on
-            baseline = measure(plain, device, seconds)
-        pairs.append((baseline, measure(ours, device, seconds)))
+    pairs = [(measure(plain, device, seconds), measure(ours, device, seconds)) for _ in range(rounds)]
     ratios = [fast / slow for (slow, _), (fast, _) in pairs]
     (plain_rate, plain_wait), (our_rate, our_wait) = (map(statistics.median, zip(*side, strict=True))
                                                       for side in zip(*pairs, strict=True))

@@ -57,24 +57,6 @@ def test_ratio_is_the_median_of_rounds(monkeypatch):
                    "plain_waiting": 0.75, "ours_waiting": 0.1}
 
 
-def test_plain_loops_run_in_float32_beside_a_sampler_that_left_autocast_on():
-    seen = []
-
-    def plain_work():
-        while True:
-            seen.append(torch.is_autocast_enabled("cpu"))
-            yield 1, 0.0
-
-    def our_work():
-        with torch.autocast("cpu", torch.bfloat16):
-            while True:
-                assert torch.is_autocast_enabled("cpu")
-                yield 1, 0.0
-
-    benchmark.compare(plain_work(), our_work(), CPU, rounds=2, seconds=0.001)
-    assert len(seen) > 2 and not any(seen)
-
-
 def test_measure_counts_what_the_work_says_and_how_long_it_waits(monkeypatch):
     # The start, then for each of two steps a look at the clock and one before and after the data, a last look, the end.
     clock = iter([0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 2.5, 3.0, 4.0])

@@ -10,6 +10,7 @@ from PIL import Image
 from common import checkpoint
 from common.errors import UserError
 from diffusion import inference
+from diffusion.pipeline import Setting, load_pipeline, sample
 from diffusion.unet import KIND, ConditionalUNet
 
 
@@ -63,6 +64,18 @@ def test_a_stopped_command_is_continued_and_its_files_are_kept(generated, traine
     generate(out, trained)
     assert {name: data for name, data in contents(out).items() if not name.startswith(".")} == generated
     assert os.stat(out / "0_001.png").st_mtime_ns == written
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver++"])
+def test_autocast_is_on_for_the_network_alone(sampler, trained):
+    """A generator that holds it would leave it on for its caller between two states."""
+    cpu, inside = torch.device("cpu"), []
+    pipeline = load_pipeline(trained, cpu)
+    pipeline.model.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+    states = sample(pipeline, Setting(sampler, 3, 1.0), 0, [(0, 1)], cpu, torch.bfloat16)
+    for _, state in zip(range(3), states, strict=False):
+        assert not torch.is_autocast_enabled("cpu") and state.x.dtype == torch.float32
+    assert inside and all(inside)
 
 
 def test_other_peoples_files_are_never_overwritten(trained, tmp_path):
