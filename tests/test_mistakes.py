@@ -313,7 +313,7 @@ CASES = [
     ("digits-more-than-ten", "diffusion.inference", nothing, "--digits 10", "--digits"),
     ("too-many-steps", "diffusion.inference", nothing, "--steps 1001", "--steps"),
     ("guidance-negative", "diffusion.inference", nothing, "--guidance -1", "--guidance"),
-    ("sampler-unknown", "diffusion.inference", nothing, "--sampler euler", "--sampler"),
+    ("sampler-unknown", "diffusion.inference", nothing, "--sampler no-such-sampler", "--sampler"),
     ("folder-missing", "dann.inference", remove("usps"), "", "no folder usps"),
     ("folder-empty", "dann.inference", empty("usps"), "", "holds no images"),
     ("csv-exists", "dann.inference", put("out.csv", "mine"), "", "out.csv exists already"),
