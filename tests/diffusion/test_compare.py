@@ -97,8 +97,8 @@ def test_images_are_those_of_inference(weights, tmp_path):
             assert (np.asarray(picture) == image.permute(1, 2, 0).numpy()).all()
 
 
-@pytest.mark.parametrize("setting", ["ddim", "ddim:5", "unknown:5:2", "ddim:0:2", "ddim:1001:2", "ddim:5:x", "ddim:5:-1",
-                                     "ddim:5:nan", "ddim:5:2:100-800"])
+@pytest.mark.parametrize("setting", ["ddim", "ddim:5", "unknown:5:2", "ddim:0:2", "ddim:1001:2", "ddim:5:x",
+                                     "ddim:5:-1", "ddim:5:nan", "ddim:5:2:100-800"])
 def test_a_bad_setting_is_named(setting):
     with pytest.raises(UserError, match=f"^{setting}: expected SAMPLER:STEPS:GUIDANCE.* ddpm, ddim, .* 1 to 1000"):
         compare.read_setting(setting)
