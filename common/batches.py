@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from common.errors import UserError
-
 
 class Batches:
     """An endless stream of batches of indices below `num_items`; epoch e is a permutation seeded by (seed, e).
@@ -35,12 +33,9 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the stream."""
-        return {"num_items": self.num_items, "epoch": self.epoch, "position": self.position}
+        return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to the position of a stream with the same seed. Raises UserError if it had another number of items."""
-        if state["num_items"] != self.num_items:
-            raise UserError(f"got a training set of {self.num_items} images, expected {state['num_items']} as before: "
-                            "resume with the same data, or start a new run with another --out")
+        """Go to the position of a stream with the same number of items, batch size and seed."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._permutation()

@@ -5,7 +5,6 @@ A run's checkpoint holds all that an exact resume needs. A released file holds w
 """
 
 import hashlib
-import json
 import os
 import warnings
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from common.errors import UserError
-from common.files import atomic_path, cannot_write
+from common.files import atomic_path, cannot_write, read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"  # stands beside released files: how each was made, and its SHA-256
@@ -67,8 +67,8 @@ def _check_manifest(path: Path) -> None:
     manifest = path.with_name(MANIFEST)
     if manifest.is_file():
         try:
-            expected = json.loads(manifest.read_text()).get(path.name, {}).get("sha256")
-        except (ValueError, AttributeError):
+            expected = read_json(manifest, "a manifest").get(path.name, {}).get("sha256")
+        except AttributeError:
             raise UserError(f"{manifest} is damaged: fetch it again") from None
         if expected not in (None, sha256(path)):
             raise UserError(f"{path} is not the file that {manifest} describes: fetch it again")
@@ -78,6 +78,7 @@ def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     """Return (model_args, float32 state dict) for inference. Raises UserError like `load`."""
     content = load(path, kind)
     weights = {name: w.float() if w.is_floating_point() else w for name, w in content["weights"].items()}
+    consume_prefix_in_state_dict_if_present(weights, "module.")  # of DistributedDataParallel
     return content["model_args"], weights
 
 

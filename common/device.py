@@ -4,7 +4,6 @@ No other module names a kind of device; the command line offers them by name.
 """
 
 import os
-import resource
 import sys
 from contextlib import AbstractContextManager
 
@@ -69,15 +68,19 @@ def collectives_backend(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: of the tensors on a GPU, or of this process."""
+    """Return the peak memory in bytes: of the tensors on a GPU, or of this process; 0 on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def describe_machine() -> str:
+def describe_machine(device: torch.device) -> str:
     """Return the name of the GPU, or the name and core count of the processor, for manifests and run folders."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     name, cores = torch.cpu.get_capabilities().get("cpu_name", "CPU"), torch.get_num_threads()
     return f"{name}, {cores} core{'s' if cores > 1 else ''}"

@@ -118,5 +118,6 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) ->
     try:
         dist.all_reduce(tensor, operation)
     except RuntimeError as error:
-        raise UserError("another process of this job has ended, so this one stops; --resume auto continues from the "
-                        "last checkpoint") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the processes lost one another ({reason}), most often because one has ended; --resume auto "
+                        "continues from the last checkpoint") from error

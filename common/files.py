@@ -36,6 +36,32 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
     return UserError(f"{path}: cannot write ({error.strerror or error}): free some space, or write elsewhere")
 
 
+def require_new(force: bool, *paths: Path | None) -> None:
+    """Check the outputs of a command before it begins; None stands for one that is not asked for.
+
+    Raises UserError if two have one name, or if a file exists, which only `force` may replace, or a folder.
+    """
+    named = [path for path in paths if path is not None]
+    for path in named:
+        if named.count(path) > 1:
+            raise UserError(f"{path} is named for two outputs: name different files")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a file")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists already: name another file, or replace it with --force")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object. Raises UserError, which says `what` was expected, for a missing, damaged or other file."""
+    try:
+        content, reason = json.loads(path.read_text(encoding="utf-8")), "damaged"
+    except (OSError, ValueError) as error:
+        content, reason = None, getattr(error, "strerror", "damaged")
+    if not isinstance(content, dict):
+        raise UserError(f"cannot read {path} ({reason}): expected {what}")
+    return content
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:

@@ -29,10 +29,14 @@ class MetricsLog:
             self._sums[name] = self._sums.get(name, 0) + value.detach().float()
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def non_finite(self) -> tuple[str, float] | None:
-        """Return the name and value of a metric that is infinite or NaN in any process, or None."""
+    def diverged(self, largest_loss: float) -> tuple[str, float] | None:
+        """Return name and mean of a metric that is not finite in a process, or of a loss above the bound; or None."""
         average(list(self._sums.values()))
-        return next(((name, value.item()) for name, value in self._sums.items() if not math.isfinite(value)), None)
+        for name, value in self._sums.items():
+            mean = value.item() / self._counts[name]
+            if not math.isfinite(mean) or (name.endswith("loss") and abs(mean) > largest_loss):
+                return name, mean
+        return None
 
     def row(self) -> dict[str, float]:
         """Return the means since the last call, and start again."""
@@ -79,8 +83,11 @@ def moving_average(values: Sequence[float]) -> numpy.ndarray:
     return uniform_filter1d(values, 2 * (len(values) // 20) + 1, output=float, mode="mirror")
 
 
-def plot_curves(run_dir: Path) -> None:
-    """Plot every metric of a run over its steps into curves.png: rows as a thin line, their average as a thick one."""
+def plot_curves(run_dir: Path, resumes: Sequence[int]) -> None:
+    """Plot every metric of a run over its steps into curves.png: rows as a thin line, their average as a thick one.
+
+    Dashed lines mark the steps at which the run was resumed.
+    """
     from matplotlib.figure import Figure
 
     rows = read_metrics(run_dir)
@@ -95,6 +102,8 @@ def plot_curves(run_dir: Path) -> None:
         steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
         axes.plot(steps, values, linewidth=0.5, alpha=0.6)
         axes.plot(steps, moving_average(values), color="C0", linewidth=1.5)
+        for step in resumes:
+            axes.axvline(step, color="grey", linewidth=0.5, linestyle="--")
         axes.set_xlabel("optimizer steps", fontsize=8)
         axes.set_ylabel(name, fontsize=8)
         axes.tick_params(labelsize=7)

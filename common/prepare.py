@@ -1,16 +1,17 @@
 """Build the data folder (its layout: `common.data.folder`) from public data sets as they are published.
 
-    python -m common.prepare --raw DIR --out hw2_data
+    python -m common.prepare --raw DIR --out hw2_data      every set whose raw files are there
+    python -m common.prepare --faces PATH --out hw2_data   faces alone
 
     DIR/MNIST/raw/*-ubyte[.gz]              digits/mnist, and together with the photographs digits/mnistm
     DIR/BSDS500/data/images/*/*.jpg         the photographs (or DIR/BSR_bsds500.tgz)
     DIR/USPS/usps.bz2, usps.t.bz2           digits/usps
     DIR/SVHN/{train,test}_32x32.mat         digits/svhn
-    DIR/celeba or lfwcrop/face.zip          face (the first that exists, or --faces PATH)
+    DIR/celeba or lfwcrop/face.zip          face (the first that exists, or --faces PATH, which then comes first)
 
 The official train digits are divided 80/20 into train.csv and val.csv, in the same way for MNIST and MNIST-M. The
 official test digits become test.csv. A set is built in a hidden folder and renamed when it is complete. Existing sets
-are kept, so the same command continues an interrupted run.
+are kept, so the same command continues an interrupted run. If a raw file is damaged, the other sets are still built.
 """
 
 import argparse
@@ -34,9 +35,10 @@ from common.images import DIGIT_SIZE
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--raw", type=Path, required=True, help="folder of the raw files")
-    parser.add_argument("--out", type=Path, default=Path("hw2_data"), help="folder to build")
-    parser.add_argument("--faces", type=Path, help="folder or zip of face images, instead of those in --raw")
+    parser.add_argument("--raw", metavar="DIR", type=Path, help="folder of the raw files")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("hw2_data"), help="folder to build")
+    parser.add_argument("--faces", metavar="PATH", type=Path,
+                        help="folder or zip of face images, instead of those in --raw")
     parser.add_argument("--download", action="store_true", help="download missing files of digit sets into --raw")
     parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0,
                         help="of the 80/20 splits and of MNIST-M's patches")
@@ -44,16 +46,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Build every set whose raw files exist; print one line per set: made, keep (exists) or skip (and why)."""
+    """Build every set whose raw files exist; print one line per set: made, keep (exists), skip or fail (and why)."""
     args = parse_args(argv)
     raw, seed = args.raw, args.seed
-    if not raw.is_dir() and not args.download:
+    if raw is None and (args.download or not args.faces):
+        raise UserError("--raw is missing: give the folder of the raw files; only --faces PATH alone needs none")
+    if raw and not raw.is_dir() and not args.download:
         raise UserError(f"no folder {raw}: give the folder of the raw files, or --download to fill it")
     if args.faces and not args.faces.exists():
         raise UserError(f"no folder or zip {args.faces}: give --faces the path of the face images")
     sets = {f"digits/{name}": (partial(write_digits, name, raw, seed), partial(fetch, raw, domain.files))
-            for name, domain in DOMAINS.items() if domain.read}
-    sets["face"] = partial(write_faces, raw, seed, args.faces), None
+            for name, domain in DOMAINS.items() if domain.read and raw}
+    faces = {"face": (partial(write_faces, raw, seed, args.faces), None)}
+    sets = faces | sets if args.faces else sets | faces
     complete, failures = 0, []
     for name, (write, download) in sets.items():
         target = args.out / name
@@ -67,6 +72,9 @@ def main(argv: list[str] | None = None) -> None:
         except Missing as missing:  # if a host cannot be reached, the other sets are still built
             print(f"skip {target.name}: {missing}")
             failures += [str(missing)] if isinstance(missing, Unreachable) else []
+        except UserError as mistake:  # so they are if a file is damaged
+            print(f"fail {target.name}: {mistake}")
+            failures.append(str(mistake))
     if failures:
         raise UserError(failures[0])
     if not complete:
@@ -91,6 +99,8 @@ def build(target: Path, write: Callable[[Path], dict[str, Sized]], download: Cal
         hidden.rename(target)
         return splits
     except OSError as error:
+        if error.filename and not Path(str(error.filename)).is_relative_to(target.parent):
+            raise UserError(f"cannot read {error.filename} ({error.strerror}): make it readable") from None
         raise cannot_write(target, error) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -116,7 +126,7 @@ def write_digits(name: str, raw: Path, seed: int, folder: Path) -> dict[str, Siz
     return splits
 
 
-def write_faces(raw: Path, seed: int, source: Path | None, folder: Path) -> dict[str, Sized]:
+def write_faces(raw: Path | None, seed: int, source: Path | None, folder: Path) -> dict[str, Sized]:
     """Write the images of both splits, from `source` or else from `raw`; return the names of each split."""
     splits, read = read_faces(raw, seed, source)
 

@@ -16,7 +16,8 @@ from common.distributed import rank
 def mix_seeds(*seeds: int) -> int:
     """Return a 64-bit seed for a tuple of integers; neighbouring tuples give unrelated seeds.
 
-    The finaliser of SplitMix64 (Steele et al. 2014), applied after each integer.
+    The finaliser of SplitMix64 (Steele et al. 2014), applied after each integer. PyTorch's generator of a CPU uses the
+    lower 32 bits only, that of a GPU all.
     """
     mixed = 0
     for seed in seeds:

@@ -7,14 +7,13 @@ training time, hardware, versions, scores, and the file's SHA-256.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from common import checkpoint
-from common.cli import Parser, run_main
+from common.cli import Parser, add_force_flag, run_main
 from common.errors import UserError
-from common.files import write_json
+from common.files import read_json, require_new, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,6 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out", metavar="OUT.pt", type=Path, help="the file to write, beside manifest.json")
     parser.add_argument("--scores", metavar="JSON", type=Path, help="scores written by an evaluate command")
     parser.add_argument("--note", help="what a user of the weights should know")
+    add_force_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -39,19 +39,27 @@ def write_weights(run_checkpoint: Path, path: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
-    try:
-        settings, versions, done = (json.loads((args.run / name).read_text())
-                                    for name in ("args.json", "versions.json", "done"))
-        scores = json.loads(args.scores.read_text()) if args.scores else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.run} is not a finished run, or --scores is no JSON file: {error}") from None
-    entry = write_weights(args.run / "last.pt", args.out)
+    run_checkpoint, manifest_path = args.run / "last.pt", args.out.with_name(checkpoint.MANIFEST)
+    if args.out.suffix != ".pt" or args.out.parent.resolve() == args.run.resolve():
+        raise UserError(f"{args.out}: expected a name that ends in .pt, outside the run folder")
+    require_new(args.force, args.out)
+    if not (args.run / "done").exists():
+        raise UserError(f"{args.run} is not a finished run: --resume auto finishes it")
+    manifest = read_json(manifest_path, "a manifest") if manifest_path.exists() else {}
+    settings, versions, done = (read_json(args.run / name, "a file of a run") for name in
+                                ("args.json", "versions.json", "done"))
+    scores = read_json(args.scores, "scores of an evaluate command") if args.scores else None
+    if args.out.name in manifest and not args.force:
+        raise UserError(f"{manifest_path} has {args.out.name}: name another file, or replace it with --force")
+    content = checkpoint.load(run_checkpoint)
+    if not content.get("step") == done.get("steps") == settings.get("steps"):
+        raise UserError(f"{args.run} is not finished: its checkpoint is of step {content.get('step')} of "
+                        f"{settings.get('steps')}; --resume auto finishes it")
+    entry = write_weights(run_checkpoint, args.out)
     entry |= {"sha256": checkpoint.sha256(args.out), "seed": settings["seed"], "seconds": done["seconds"],
               "args": settings, "versions": versions, "scores": scores}
     if args.note:
         entry["note"] = args.note
-    manifest_path = args.out.with_name(checkpoint.MANIFEST)
-    manifest = json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
     manifest[args.out.name] = entry
     write_json(manifest_path, dict(sorted(manifest.items())))
     print(f"wrote {args.out} ({args.out.stat().st_size / 2**20:.1f} MiB) and its entry in {manifest_path}")

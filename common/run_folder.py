@@ -2,11 +2,11 @@
 
     args.json  versions.json  metrics.jsonl  curves.png  samples/  last.pt  done
 
-`args.json` marks a folder that holds a run; `done` marks a finished one.
+`args.json` marks a folder that holds a run; `done` marks a finished one. `versions.json` says what the run was trained
+with, and lists its starts: the first one and each resume.
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -17,73 +17,86 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from common import checkpoint
 from common.device import describe_machine
 from common.distributed import rank, world_size
 from common.errors import UserError
-from common.files import write_json, write_text
+from common.files import read_json, write_json, write_text
 from common.metrics_log import METRICS, read_metrics
 
-# Settings that may differ between a run and its continuation.
-FREE_ON_RESUME = {"out", "resume", "steps", "epochs", "log_every", "sample_every", "save_every", "dry_run",
-                  "device", "debug"}
+RESULTS = {"done", "result.json"}  # of a finished run; the second is DANN's
+FILES = {"args.json", "versions.json", METRICS, "curves.png", "samples", "last.pt", *RESULTS}
+# Settings that may differ between a run and its continuation. Of those that change the training, starts keep a note.
+NOTED = {"steps", "lr", "g_lr", "d_lr", "precision"}
+FREE = {"out", "resume", "epochs", "log_every", "sample_every", "save_every", "dry_run", "device", "debug", *NOTED}
 
 
 class RunFolder:
     """A run folder, created if it does not exist. Process 0 holds its lock until the run ends, in whatever way.
 
-    `resume` among the settings is None, "auto" or the path of a checkpoint.
+    Args:
+        path: of the folder.
+        settings: of the command line; `resume` is None, "auto" or the path of a checkpoint.
+        inputs: a hash of the content of each setting that names a file or folder which the run reads.
 
     Raises:
-        UserError: the folder holds a run and `resume` is None; another process trains there; it cannot be written.
+        UserError: the folder holds a run that `resume` does not continue, or files of something else; another process
+            trains there; it cannot be written.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.path, self.settings, self.inputs = path, settings, inputs
         self.checkpoint_path = path / "last.pt"
+        self.starts: list[dict[str, Any]] = []
+        self._changes: dict[str, Any] = {}
         self._is_new = not path.exists()
-        self._lock = self._claim() if rank() == 0 else None
-        self._names_before = set(os.listdir(path)) if rank() == 0 else set()
+        self._lock = FileLock(path / ".lock")
+        if rank() == 0:
+            self._names_before = self._claim()
 
-    def _claim(self) -> int:
-        """Lock the folder and return its file descriptor."""
-        if self.settings["resume"] is None and (self.path / "args.json").exists():
-            raise UserError(f"{self.path} already holds a run: --resume auto continues it, --out DIR starts another")
+    def _claim(self) -> set[str]:
+        """Lock the folder, if it is empty or holds the run to continue; return the names that it holds."""
+        resume, names = self.settings["resume"], set(os.listdir(self.path)) if self.path.is_dir() else set()
+        if "args.json" in names:
+            if resume != "auto" and not (resume and Path(resume).resolve() == self.checkpoint_path.resolve()):
+                raise UserError(f"{self.path} already holds a run: --resume auto continues it, --out DIR starts "
+                                "another")
+            if set(read_json(self.path / "args.json", "the settings of a run")) != self.settings.keys():
+                raise UserError(f"{self.path} holds a run of another command or version: name another --out")
+        elif foreign := sorted(FILES & names):
+            raise UserError(f"{self.path} has {foreign[0]}, but not of a run: name another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            folder = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot write the run folder ({error.strerror}): "
-                            "name another --out") from error
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            raise UserError(f"{self.path}: another process trains there: wait for it, or name another --out") from None
-        except OSError:
-            pass  # some network file systems have no locks
-        return folder
+            with contextlib.suppress(NotImplementedError):  # some network file systems have no locks
+                self._lock.acquire(timeout=0)
+        except (OSError, Timeout) as error:  # Timeout also stands for a folder that cannot be written
+            if isinstance(error, Timeout) and os.access(self.path, os.W_OK):
+                raise UserError(f"{self.path}: another process trains there: wait for it, or name another "
+                                "--out") from None
+            reason = error.strerror or "Permission denied"
+            raise UserError(f"{self.path}: cannot write the run folder ({reason}): name another --out") from error
+        return names
 
     def release(self) -> None:
         """Release the lock."""
-        if self._lock is not None:
-            os.close(self._lock)
+        self._lock.release()
 
     def abandon(self) -> None:
         """Remove the files of a run that could not start, and release the lock."""
+        self.release()
         if rank() == 0:
             with contextlib.suppress(OSError):
-                for name in {"args.json", "versions.json", METRICS} - self._names_before:
+                for name in {"args.json", "versions.json", METRICS, ".lock"} - self._names_before:
                     (self.path / name).unlink(missing_ok=True)
                 if self._is_new:
                     self.path.rmdir()
-        self.release()
 
     def load_checkpoint(self, kind: str, part_names: set[str]) -> dict[str, Any] | None:
         """Return the checkpoint to resume from, or None for a new run.
 
-        Raises UserError if the checkpoint is missing, or of another kind, version or setting.
+        Raises UserError if the checkpoint is missing, or of another kind, version, setting or input.
         """
         resume = self.settings["resume"]
         if resume is None or (resume == "auto" and not self.checkpoint_path.exists()):
@@ -92,26 +105,49 @@ class RunFolder:
         content = checkpoint.load(path, kind)
         if "parts" not in content:
             raise UserError(f"{path} is a released file: it has the weights, but not what a resume needs")
-        if content["parts"].keys() != part_names and content["args"].keys() != self.settings.keys():
+        before, step = content.get("args", {}), content["step"]
+        if not content.keys() >= {"inputs", "starts"} or (content["parts"].keys() != part_names
+                                                     and before.keys() != self.settings.keys()):
             raise UserError(f"{path} was written by another version of this project: start a new run")
         for name, value in self.settings.items():
-            before = content["args"].get(name)
-            if name not in FREE_ON_RESUME and before != value:
-                raise UserError(f"{path} was trained with {name}={before}, got {name}={value}: resume with the same")
-        print(f"resumed {path} at step {content['step']}")
+            if name not in FREE | self.inputs.keys() and before.get(name) != value:
+                raise UserError(f"{path} was trained with {name}={before.get(name)}, got {name}={value}: resume with "
+                                "the same")
+        for name, value in self.inputs.items():
+            if content["inputs"].get(name) != value:
+                raise UserError(f"{path} was trained with another content of --{name}, got {self.settings[name]}: "
+                                "resume with the same, or start a new run with another --out")
+        if self.settings["steps"] < step:
+            raise UserError(f"{path} is at step {step}, got --steps {self.settings['steps']}: give at least {step}, or "
+                            "start a new run with another --out")
+        print(f"resumed {path} at step {step}")
+        self.starts = content["starts"]
+        self._changes = {name: value for name, value in self.settings.items()
+                         if name in NOTED and before[name] != value}
+        for name, value in self._changes.items():
+            print(f"{name}: {before[name]} until step {step}, {value} from here on")
+        if "steps" in self._changes and self.settings["lr_schedule"] != "constant":
+            print(f"a {self.settings['lr_schedule']} schedule depends on --steps: the learning rate jumps to that of "
+                  "the new plan")
         return content
 
-    def open(self, step: int) -> None:
-        """Write settings and versions, and remove what belongs to later steps: metrics, `done`, DANN's result.json."""
+    def open(self, step: int, device: torch.device) -> None:
+        """Write settings and versions, and remove what belongs to later steps: metrics, samples, and the results."""
         program = Path(sys.argv[0])  # .../gan/train.py is the module gan.train
+        command = shlex.join(["python", "-m", f"{program.parent.name}.{program.stem}", *sys.argv[1:]])
+        machine = describe_machine(device)
+        if not self.starts or step < self.settings["steps"]:
+            self.starts = [*self.starts, {"step": step, "command": command, "machine": machine, **self._changes}]
         versions = {"python": platform.python_version(), "torch": torch.__version__,
                     **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy", "pillow")},
-                    "machine": describe_machine(), "processes": world_size(),
-                    "command": shlex.join(["python", "-m", f"{program.parent.name}.{program.stem}", *sys.argv[1:]])}
+                    "machine": machine, "processes": world_size(), "command": command, "starts": self.starts}
         write_json(self.path / "args.json", self.settings)
         write_json(self.path / "versions.json", versions)
-        for name in ("done", "result.json"):  # the end of an earlier, shorter run
+        for name in RESULTS:  # the end of an earlier, shorter run
             (self.path / name).unlink(missing_ok=True)
-        # A killed run may have logged steps after its last checkpoint; they will be computed again.
+        # A killed run may have logged and drawn later steps than its last checkpoint; they will be computed again.
+        for sample in (self.path / "samples").glob("[0-9]*.png"):
+            if sample.stem.isdigit() and int(sample.stem) > step:
+                sample.unlink()
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))

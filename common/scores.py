@@ -4,6 +4,12 @@ import numpy as np
 
 NEIGHBOURS = 50  # as in Carlini et al. 2023
 SHOWN = 7  # neighbours per row of a picture
+ENOUGH = 100  # images
+
+
+def few(count: int) -> list[str]:
+    """Return a note if scores of so many images say little, otherwise nothing."""
+    return [f"note: scores of {count} images say little: compare at least {ENOUGH}"] if count < ENOUGH else []
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,18 +10,18 @@ digit, one column per predicted digit. `--out` writes the tables as Markdown, an
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from common.cli import Parser, run_main
+from common.cli import Parser, add_force_flag, run_main
 from common.data.folder import load_digits
 from common.device import select_device
 from common.errors import UserError
-from common.files import write_json, write_text
+from common.files import read_json, require_new, write_json, write_text
+from common.tables import markdown
 from dann.predict import load_network, predict
 
 ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "plus",
@@ -36,26 +36,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="finished run folders of dann.train")
     parser.add_argument("--confusion", action="store_true", help="add the confusion matrix of each run")
     parser.add_argument("--out", metavar="TABLE.md", type=Path)
+    add_force_flag(parser)
     args = parser.parse_args(argv)
-    if args.out is not None and args.out.suffix != ".md":
-        parser.error(f"--out: got {args.out}, expected a name that ends in .md")
+    if args.out is not None:
+        if args.out.suffix != ".md":
+            parser.error(f"--out: got {args.out}, expected a name that ends in .md")
+        require_new(args.force, args.out, args.out.with_suffix(".json"))
     return args
 
 
 def read_results(run_dirs: list[Path]) -> list[dict]:
-    """Return the result.json of each run; runs of one cell that differ in more than the seed are a UserError."""
+    """Return the result.json of each run.
+
+    Raises UserError for one that is missing, foreign or without scores, and for runs of one cell that differ in more
+    than the seed.
+    """
     results, steps, seeds = [], {}, {}
     for run_dir in run_dirs:
+        path = run_dir / "result.json"
+        result = read_json(path, "the scores of a run of dann.train, which --resume auto finishes")
         try:
-            result = json.loads((run_dir / "result.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            raise UserError(f"{run_dir} has no result.json: finish it with --resume auto") from None
-        cell = row_of(result), column_of(result)
-        if result["steps"] != steps.setdefault(cell, result["steps"]):
-            raise UserError(f"{run_dir}: got {result['steps']} steps, expected {steps[cell]} like the other runs of "
-                            "its cell: leave it out")
-        if seeds.setdefault((cell, result["seed"]), run_dir) is not run_dir:
-            raise UserError(f"{run_dir}: same settings and seed as {seeds[cell, result['seed']]}: leave one out")
+            cell = row_of(result), column_of(result)
+            if not {"val", "test"} & result.keys():
+                raise UserError(f"{run_dir} has no scores, because its target has no labels: leave it out")
+            if result["steps"] != steps.setdefault(cell, result["steps"]):
+                raise UserError(f"{run_dir}: got {result['steps']} steps, expected {steps[cell]} like the other runs "
+                                "of its cell: leave it out")
+            if seeds.setdefault((cell, result["seed"]), run_dir) is not run_dir:
+                raise UserError(f"{run_dir}: same settings and seed as {seeds[cell, result['seed']]}: leave one out")
+            build_table([result])  # reads all that is needed
+        except (KeyError, TypeError):
+            raise UserError(f"{path} does not hold the scores of a run of dann.train: leave it out") from None
         results.append(result)
     return results
 
@@ -81,8 +92,10 @@ def build_table(results: list[dict]) -> list[dict]:
     for (row, column), runs in groups.items():
         cell = {"row": row, "column": column, "steps": runs[0]["steps"], "seeds": [run["seed"] for run in runs]}
         for split in SPLITS:
-            scores = [run["oracle"]["test"] if split == "oracle" else run[split]
-                      for run in runs if split == "val" or "test" in run]
+            if split == "oracle":
+                scores = [run["oracle"]["test"] for run in runs if run["oracle"] and "test" in run]
+            else:
+                scores = [run[split] for run in runs if split in run]
             if scores:
                 cell[split] = {"mean": statistics.mean(scores),
                                "std": statistics.stdev(scores) if len(scores) > 1 else None}
@@ -97,8 +110,8 @@ def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
         shown = {(cell["row"], cell["column"]): _percent(cell[split], cell["seeds"]) for cell in cells if split in cell}
         if shown:
             rows, columns = (list(dict.fromkeys(titles)) for titles in zip(*shown, strict=True))
-            tables.append(_markdown([SPLITS[split], *columns],
-                                    [[row, *(shown.get((row, column), "-") for column in columns)] for row in rows]))
+            tables.append(markdown([SPLITS[split], *columns],
+                                   [[row, *(shown.get((row, column), "-") for column in columns)] for row in rows]))
     return "\n".join(tables)
 
 
@@ -110,16 +123,12 @@ def confusion(run_dir: Path, result: dict) -> str:
     _, predicted = predict(model, digits.images, model_args["standardise"], device)
     counts = torch.bincount(10 * digits.labels + predicted, minlength=100).view(10, 10)
     title = f"{row_of(result)}, {column_of(result)}, seed {result['seed']}: digits of val, predicted as"
-    return _markdown([title, *range(10)], [[digit, *row] for digit, row in enumerate(counts.tolist())])
+    return markdown([title, *range(10)], [[digit, *row] for digit, row in enumerate(counts.tolist())])
 
 
 def _percent(score: dict, seeds: list[int]) -> str:
     spread = "" if score["std"] is None else f" ± {100 * score['std']:.1f} ({len(seeds)} seeds)"
     return f"{100 * score['mean']:.1f}{spread}"
-
-
-def _markdown(header: list, rows: list[list]) -> str:
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (header, ["---"] * len(header), *rows))
 
 
 def main(argv: list[str] | None = None) -> int:

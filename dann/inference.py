@@ -8,19 +8,21 @@ be read is reported and left out of the CSV file; the exit code is then 2.
 
 import argparse
 import csv
+import os
 import sys
 from pathlib import Path
 
 from common.checkpoint import RELEASED
-from common.cli import Parser, add_device_flags, run_main
-from common.data.domains import split_name
+from common.cli import Parser, add_device_flags, add_force_flag, run_main
 from common.data.folder import load_readable
 from common.device import select_device
 from common.distributed import rank
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, require_new
 from common.images import DIGIT_SIZE
 from dann.predict import load_network, predict
+
+SUITED = {"usps": " (handwriting)", "svhn": " (printed and street numbers)"}  # what a released network can read
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,11 +30,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     released = {path.stem.rpartition("-")[2]: path for path in sorted(RELEASED.glob("dann-*.pt"))}
     parser = Parser(__doc__)
     parser.add_argument("test_dir", metavar="TEST_DIR", type=Path, help="folder of images of the target domain")
-    parser.add_argument("out", metavar="OUT.csv", type=Path, help="a file that does not exist yet")
-    parser.add_argument("--target", choices=released, help="target domain (default: from the path of TEST_DIR)")
-    parser.add_argument("--weights", metavar="PATH", type=Path,
-                        help="a checkpoint of dann.train (default: the target domain's released network)")
+    parser.add_argument("out", metavar="OUT.csv", type=Path)
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument("--target", choices=released, help="target domain (default: from the path of TEST_DIR)")
+    network.add_argument("--weights", metavar="PATH", type=Path,
+                         help="a checkpoint of dann.train (default: the target domain's released network)")
     add_device_flags(parser, precision=False)
+    add_force_flag(parser)
     args = parser.parse_args(argv)
     if args.weights is None:
         args.weights = released[args.target or target_of(args.test_dir, list(released))]
@@ -40,11 +44,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def target_of(folder: Path, targets: list[str]) -> str:
-    """Return the target that the path names; UserError if it names none or several."""
-    named = [target for target in targets if target in str(folder).lower()]
+    """Return the target that the path names, as it is given or from the root; UserError if it names none or several."""
+    for path in (str(folder), os.path.abspath(folder)):  # links keep their names
+        named = [target for target in targets if target in path.lower()]
+        if named:
+            break
     if len(named) != 1:
-        raise UserError(f"{folder} names {' and '.join(named) or 'no target domain'}: "
-                        f"choose with --target {' or '.join(targets)}")
+        choices = " or ".join(f"--target {target}{SUITED.get(target, '')}" for target in targets)
+        raise UserError(f"{folder} names {' and '.join(named) or 'no target domain'}: choose with {choices}, or "
+                        "name your own network with --weights")
     return named[0]
 
 
@@ -53,8 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if rank():
         return 0  # one process is enough: most of the time goes into decoding, which uses threads
-    if args.out.exists():
-        raise UserError(f"{args.out} exists already: remove it or name another file")
+    require_new(args.force, args.out)
     device = select_device(args.device)
     model, model_args = load_network(args.weights, device)
     readable, broken = load_readable(args.test_dir, DIGIT_SIZE)
@@ -64,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         writer.writerows([("image_name", "label"), *zip(readable.names, digits.tolist(), strict=True)])
     print(f"{len(digits)} digits in {args.out}, predicted by {args.weights} "
           f"({model_args['source']} -> {model_args['target']} {model_args['mode']})")
-    target, embedded = split_name(model_args["target"])
-    if embedded:
+    target = model_args["target"].removeprefix("builtin-")
+    if target != model_args["target"]:
         print(f"note: it was trained on the embedded stand-in for {target}; "
               f"python -m dann.train --target {target} trains on the real one")
     for name, reason in broken:

@@ -25,7 +25,7 @@ RECIPES: dict[str | None, dict[str, Any]] = {
 def add_recipe_flags(parser: Parser) -> None:
     """Add --recipe, --lr, and a switch for each part of a recipe."""
     parser.add_argument("--recipe", choices=("plain", "plus"), default="plus",
-                        help="of --mode dann: the paper's adversary, or a teacher (default: %(default)s)")
+                        help="of --mode dann: the paper's adversary, or a teacher")
     parser.add_argument("--lr", type=positive_float, help="initial learning rate (default: 1e-3; recipe plus: 2e-3)")
     group = parser.add_argument_group("parts of the recipe, to be switched on or off")
     for name, what in (("geometry", "move, scale, rotate and shear training images"),

@@ -7,21 +7,26 @@ from typing import Any
 
 import torch
 
-from common.data.folder import ImageSet, load_digits
-from common.errors import UserError
+from common.data.folder import ImageSet, has_split, load_digits
 from common.files import write_json
 from dann.networks import DANN
 from dann.predict import predict
 from dann.recipes import changes_of
 
+log = logging.getLogger(__name__)
+
 
 def held_out(data: str, domain: str) -> dict[str, ImageSet]:
-    """Load the splits to score: val, and test where it has images (that of the coursework is only a CSV file)."""
-    splits = {"val": load_digits(data, domain, "val")}
-    try:
-        splits["test"] = load_digits(data, domain, "test")
-    except UserError as mistake:
-        logging.getLogger(__name__).warning("no test score: %s", mistake)
+    """Load the splits to score, val and test, where they have images and labels; a note says which is left out.
+
+    The coursework's test split is only a CSV file, and a target need not have labels at all.
+    """
+    splits = {}
+    for split in ("val", "test"):
+        if has_split(data, domain, split):
+            splits[split] = load_digits(data, domain, split)
+        else:
+            log.warning("no %s score: %s has no images with labels for it", split, domain)
     return splits
 
 
@@ -43,9 +48,9 @@ class Scores:
             row[name] = (predicted == digits.labels).float().mean().item()
         self.rows.append(row)
 
-    def oracle(self) -> dict[str, float]:
-        """Return the row with the best accuracy on val; only target labels can choose it."""
-        return max(self.rows, key=lambda row: row["val"])
+    def oracle(self) -> dict[str, float] | None:
+        """Return the row with the best accuracy on val, which only target labels can choose; None without them."""
+        return max(self.rows, key=lambda row: row["val"]) if "val" in self.rows[0] else None
 
     def state_dict(self) -> dict:
         """Return the rows."""
@@ -63,4 +68,4 @@ def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str
     result |= {"changes": changes_of(settings), **json.loads((run_dir / "done").read_text())}
     write_json(run_dir / "result.json", result | last | {"oracle": scores.oracle()})
     title = " ".join(filter(None, (f"{result['source']} -> {result['target']}", result["mode"], result["recipe"])))
-    return f"{title}: target " + ", ".join(f"{name} {score:.1%}" for name, score in last.items())
+    return f"{title}: target " + (", ".join(f"{name} {score:.1%}" for name, score in last.items()) or "without labels")

@@ -33,8 +33,8 @@ from torch import Tensor
 from common import cli, distributed
 from common.batches import Batches
 from common.data.domains import DOMAIN_CHOICES
-from common.data.folder import load_digits
-from common.device import autocast, place, select_device, select_dtype
+from common.data.folder import fingerprint, load_digits
+from common.device import autocast, place
 from common.ema import EMA
 from common.images import save_picture
 from common.lr_schedule import lr_at, set_lr
@@ -55,21 +55,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", metavar="N", type=cli.non_negative_int, nargs="+",
                         help="train once per seed, in run folders whose names end in -seedN")
     parser.add_argument("--source", metavar="DOMAIN", choices=DOMAIN_CHOICES, default="mnistm",
-                        help=f"domain with labels (default: %(default)s); one of {', '.join(DOMAIN_CHOICES)}")
+                        help=f"domain with labels, one of {', '.join(DOMAIN_CHOICES)}")
     parser.add_argument("--target", metavar="DOMAIN", choices=DOMAIN_CHOICES, default="usps",
-                        help="domain to adapt to (default: %(default)s); one of the same")
+                        help="domain to adapt to, one of the same")
     parser.add_argument("--mode", choices=MODES, default="dann",
-                        help="dann adapts from source to target, the others train on that one (default: %(default)s)")
+                        help="dann adapts from source to target, the others train on that one")
     add_recipe_flags(parser)
-    args = argparse.Namespace(**complete(vars(parser.parse_args(argv))))
+    args = cli.parse_training_args(parser, argv, run_dir)
+    vars(args).update(complete(vars(args)))
+    if args.seeds and (len(set(args.seeds)) < len(args.seeds) or args.seed != args.defaults["seed"]):
+        parser.error("--seeds: expected different numbers, and no --seed")
     if args.source == args.target:
         parser.error(f"--source and --target: got {args.source} twice, expected two domains")
     smallest_batch = 2 * distributed.world_size()  # batch normalisation needs two images
     if args.batch_size < smallest_batch:
         parser.error(f"--batch-size: got {args.batch_size}, expected at least {smallest_batch} (two per process)")
-    if args.out is None:
-        args.out = Path("runs", "-".join(filter(None, (KIND, args.source, args.target, args.mode, args.recipe))))
     return args
+
+
+def run_dir(args: argparse.Namespace) -> Path:
+    """Return the run folder that is used without --out."""
+    recipe = args.recipe if args.mode == "dann" else None
+    return Path("runs", "-".join(filter(None, (KIND, args.source, args.target, args.mode, recipe))))
 
 
 def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
@@ -113,15 +120,18 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, la
 def main(argv: list[str] | None = None) -> int:
     """Run the command: one training per seed."""
     args = parse_args(argv)
-    device = select_device(args.device)
-    dtype = select_dtype(device, args.precision)
+    device, dtype = cli.select(args)
     distributed.init_process_group(device)
     domain = args.target if args.mode == "target" else args.source  # the labelled one
     with distributed.rank_zero_first():
-        images, labels, _ = load_digits(args.data, domain, "train")
-        target_images = load_digits(args.data, args.target, "train").images if args.mode == "dann" else None
-        splits = held_out(args.data, args.target)
-    cli.resolve_steps(args, min(len(images), len(images if target_images is None else target_images)))
+        labelled = load_digits(args.data, domain, "train")
+        sets, splits = [labelled], held_out(args.data, args.target)
+        if args.mode == "dann":
+            sets.append(load_digits(args.data, args.target, "train", labelled=False))
+    inputs = {"data": fingerprint(*sets, *splits.values())}
+    images, labels = labelled.images.to(device), labelled.labels.to(device)
+    target_images = sets[1].images.to(device) if args.mode == "dann" else None
+    cli.settle(args, min(len(digits.images) for digits in sets))
 
     def augmented(images: Tensor, domain: str) -> Tensor:
         scale = scale_range(domain, args.target) if args.geometry else None
@@ -130,26 +140,23 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds or [args.seed]:
         out = args.out.with_name(f"{args.out.name}-seed{seed}") if args.seeds else args.out
         settings = {name: value for name, value in vars(args).items() if name != "seeds"} | {"seed": seed, "out": out}
-        if args.dry_run:
-            print(cli.describe(settings))
-            continue
         torch.manual_seed(seed)
         model = place(DANN(), device)
         optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
         teacher = EMA(model, DECAY) if args.teacher else None
         kept = model if teacher is None else teacher.module
         scores = Scores(splits, args.standardise, device)
-        images, labels = images.to(device), labels.to(device)
         # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
         batches = Batches(len(images), args.batch_size, 2 * seed)
         parts = {"model": model, "optimizer": optimizer, "batches": batches, "scores": scores}
         if target_images is not None:
-            target_images = target_images.to(device)
             parts["target_batches"] = target_batches = Batches(len(target_images), args.batch_size, 2 * seed + 1)
         if teacher is not None:
             parts["teacher"] = teacher
         model_args = {name: settings[name] for name in ("source", "target", "mode", "recipe", "standardise")}
-        run = Run(out, KIND, settings, model_args, parts, weights=kept)
+        if args.data == "builtin":  # the released file must say so
+            model_args |= {name: f"builtin-{settings[name].removeprefix('builtin-')}" for name in ("source", "target")}
+        run = Run(out, KIND, settings, model_args, parts, weights=kept, inputs=inputs)
         for step in run.steps(diagnose):
             set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
             index = distributed.shard(batches.next()).to(device)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import Parser, add_data_flag, add_device_flags, positive_int, run_main
+from common.cli import Parser, add_data_flag, add_device_flags, add_force_flag, positive_int, run_main
 from common.data.folder import load_digits
 from common.device import select_device
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import atomic_path, require_new
 from dann.predict import load_network, predict
 
 PCA_DIM = 50
@@ -31,11 +31,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("before", metavar="BEFORE.pt", type=Path, help="checkpoint of --mode source")
     parser.add_argument("after", metavar="AFTER.pt", type=Path, help="checkpoint of --mode dann for the same domains")
     parser.add_argument("--out", metavar="PNG", type=Path, required=True)
-    parser.add_argument("--points", metavar="N", type=positive_int, default=2000,
-                        help="images per domain, at most (default: %(default)s)")
+    parser.add_argument("--points", metavar="N", type=positive_int, default=2000, help="images per domain, at most")
+    add_force_flag(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".png":
         parser.error(f"--out: got {args.out}, expected a name that ends in .png")
+    require_new(args.force, args.out)
     return args
 
 

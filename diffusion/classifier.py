@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from common import checkpoint
 from common.batches import Batches
-from common.data.folder import ImageSet
+from common.data.folder import ImageSet, fingerprint
 from common.device import autocast, place
+from common.errors import UserError
 from common.images import to_float
 
 KIND = "digit-classifier"
 EPOCHS, BATCH_SIZE, MAX_LR = 3, 256, 4e-3
+MIN_ACCURACY = 0.9  # on real digits; scores by a classifier that cannot read them would mean nothing
 
 
 class DigitClassifier(nn.Module):
@@ -67,19 +69,35 @@ def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int 
     return model.eval()
 
 
-def default_path(data: str, domain: str) -> Path:
-    """Return where the classifier of a digit domain is stored."""
-    return Path("runs") / f"classifier-{Path(data).name}-{domain}.pt"
+def load_or_train(path: Path | None, domain: str, digits: ImageSet, device: torch.device,
+                  dtype: torch.dtype) -> DigitClassifier:
+    """Load the classifier of a training set, `digits` of `domain`; if there is none, train and store it.
 
-
-def load_or_train(path: Path, digits: ImageSet, device: torch.device, dtype: torch.dtype) -> DigitClassifier:
-    """Load the classifier stored at `path`; if there is none, train it on `digits` and store it."""
+    `path` is where it is stored, or None for a name under runs/ that says what it was trained on. Raises UserError for
+    a classifier that was trained on other digits.
+    """
+    data = fingerprint(digits)
+    path = path or Path("runs", f"classifier-{domain}-{data}.pt")
     if path.exists():
-        _, weights = checkpoint.load_weights(path, KIND)
+        model_args, weights = checkpoint.load_weights(path, KIND)
+        if model_args.get("data") != data:
+            raise UserError(f"{path} was trained on other digits than those of {domain} here: name another "
+                            "--classifier")
         model = DigitClassifier()
         checkpoint.load_into(model, weights, path)
         return place(model, device).eval()
     print(f"training the digit classifier once; it will be stored as {path}", flush=True)
     model = train(digits, device, dtype)
-    checkpoint.save(path, {"kind": KIND, "model_args": {}, "weights": model.state_dict()})
+    checkpoint.save(path, {"kind": KIND, "model_args": {"data": data}, "weights": model.state_dict()})
     return model
+
+
+def read_real(model: DigitClassifier, digits: ImageSet, device: torch.device,
+              dtype: torch.dtype) -> tuple[Tensor, float]:
+    """Return features (N, 128) of real digits, and the share that is read right; UserError below MIN_ACCURACY."""
+    features, predicted = predict(model, digits.images, device, dtype)
+    accuracy = float((predicted == digits.labels).float().mean())
+    if accuracy < MIN_ACCURACY:
+        raise UserError(f"the digit classifier reads {accuracy:.1%} of the real validation digits, expected at least "
+                        f"{MIN_ACCURACY:.0%}, so its scores would mean nothing: correct the labels, or use more digits")
+    return features, accuracy

@@ -9,7 +9,6 @@ and next to it a Markdown table and a plot. Settings that the JSON file already 
 
 import argparse
 import contextlib
-import json
 import math
 import time
 from pathlib import Path
@@ -19,14 +18,16 @@ from tqdm import tqdm
 
 from common import cli
 from common.checkpoint import RELEASED, sha256
-from common.data.folder import load_digits
+from common.data.folder import fingerprint, load_digits
 from common.device import select_device, select_dtype, synchronize
 from common.errors import UserError
-from common.files import atomic_path, write_json, write_text
+from common.files import atomic_path, read_json, require_new, write_json, write_text
 from common.images import to_uint8
-from diffusion.classifier import default_path, load_or_train, predict
+from common.scores import few
+from common.tables import markdown
+from diffusion.classifier import load_or_train, predict, read_real
 from diffusion.evaluate import score
-from diffusion.pipeline import FULL, SAMPLERS, Pipeline, Setting, load_pipeline, sample
+from diffusion.pipeline import BATCH_SIZE, FULL, SAMPLERS, Pipeline, Setting, load_pipeline, sample
 from diffusion.schedule import NUM_TIMESTEPS
 
 SEED = 0
@@ -38,33 +39,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     cli.add_data_flag(parser)
     cli.add_device_flags(parser)
+    cli.add_force_flag(parser)
     parser.add_argument("settings", metavar="SETTING", nargs="+", help="e.g. dpm-solver++:10:2")
     parser.add_argument("--weights", metavar="CKPT", type=Path, default=RELEASED / "diffusion.pt",
                         help="(default: the released network that is not distilled)")
-    parser.add_argument("--domain", default="mnistm", help="real digits to compare with (default: %(default)s)")
-    parser.add_argument("--per-digit", metavar="N", type=cli.positive_int, default=100,
-                        help="images per digit (default: %(default)s)")
-    parser.add_argument("--batch-size", metavar="N", type=cli.positive_int, default=100, help="(default: %(default)s)")
+    parser.add_argument("--domain", default="mnistm", help="real digits to compare with")
+    parser.add_argument("--per-digit", metavar="N", type=cli.positive_int, default=100, help="images per digit")
     parser.add_argument("--out", metavar="PATH.json", type=Path)
     args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".json":
         parser.error(f"--out: got {args.out}, expected a name that ends in .json")
+    if args.out is not None and not args.out.exists():  # what stands beside a table of this command is its own
+        require_new(args.force, *map(args.out.with_suffix, (".md", ".png")))
     args.settings = {text: read_setting(text) for text in args.settings}
     return args
 
 
 def read_setting(text: str) -> Setting:
     """Parse SAMPLER:STEPS:GUIDANCE; UserError for another form or a value out of range."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, KeyError):
         sampler, steps, guidance = text.split(":")
         setting = Setting(sampler, int(steps), float(guidance))
-        if sampler in (FULL, *SAMPLERS) and 1 <= setting.steps <= NUM_TIMESTEPS and 0 <= setting.guidance < math.inf:
+        smallest = {FULL: NUM_TIMESTEPS, **dict.fromkeys(SAMPLERS, 1)}[sampler]
+        if smallest <= setting.steps <= NUM_TIMESTEPS and 0 <= setting.guidance < math.inf:
             return setting
     raise UserError(f"{text}: expected SAMPLER:STEPS:GUIDANCE, with a sampler of {', '.join((FULL, *SAMPLERS))}; "
-                    f"1 to {NUM_TIMESTEPS} steps; and a guidance scale >= 0")
+                    f"1 to {NUM_TIMESTEPS} steps, for {FULL} all; and a guidance scale >= 0")
 
 
-def measure(pipeline: Pipeline, setting: Setting, per_digit: int, batch_size: int, device: torch.device,
+def measure(pipeline: Pipeline, setting: Setting, per_digit: int, device: torch.device,
             dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
     """Return images (N, 3, 28, 28) uint8, their digits (N,) int64, and the cost: evaluations per image, and seconds."""
     pairs = [(digit, number) for digit in range(10) for number in range(1, per_digit + 1)]
@@ -72,8 +75,8 @@ def measure(pipeline: Pipeline, setting: Setting, per_digit: int, batch_size: in
     synchronize(device)
     start = time.perf_counter()
     with pipeline.model.register_forward_pre_hook(lambda model, inputs: evaluations.append(len(inputs[0]))):
-        for i in tqdm(range(0, len(pairs), batch_size), unit="batch", leave=False, disable=None):
-            *_, last = sample(pipeline, setting, SEED, pairs[i:i + batch_size], device, dtype)
+        for i in tqdm(range(0, len(pairs), BATCH_SIZE), unit="batch", leave=False, disable=None):
+            *_, last = sample(pipeline, setting, SEED, pairs[i:i + BATCH_SIZE], device, dtype)
             images.append(to_uint8(last.x).cpu())
     cost = {"evaluations": sum(evaluations) / len(pairs), "seconds": time.perf_counter() - start}
     return torch.cat(images), torch.tensor([digit for digit, _ in pairs]), cost
@@ -83,10 +86,11 @@ def read_rows(path: Path, about: dict) -> list[dict]:
     """Return the rows of an earlier comparison, if there is one; UserError if it compared something else."""
     if not path.exists():
         return []
+    content = read_json(path, "a comparison of samplers: name another --out")
     try:
-        content = json.loads(path.read_text())
         before, rows = dict(content["about"]), list(content["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
+        to_markdown(rows)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a comparison of samplers: name another --out") from None
     for name, value in about.items():
         if before.get(name) != value:
@@ -96,11 +100,10 @@ def read_rows(path: Path, about: dict) -> list[dict]:
 
 def to_markdown(rows: list[dict]) -> str:
     """Return the rows as a Markdown table, fewest evaluations first."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for row in sorted(rows, key=lambda row: row["evaluations"]):
-        lines.append([*row["setting"].split(":"), f"{row['evaluations']:g}", f"{row['accuracy']:.1%}",
-                      f"{row['frechet']:.2f}", f"{row['variety']:.2f}", f"{row['seconds']:.0f}"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown(COLUMNS, [
+        [*row["setting"].split(":"), f"{row['evaluations']:g}", f"{row['accuracy']:.1%}", f"{row['frechet']:.2f}",
+         f"{row['variety']:.2f}", f"{row['seconds']:.0f}"]
+        for row in sorted(rows, key=lambda row: row["evaluations"])])
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -137,18 +140,18 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = load_pipeline(args.weights, device)
     for setting in args.settings.values():
         pipeline.check_guidance(setting.guidance, args.weights)
-    about = {"weights": sha256(args.weights), "domain": args.domain, "images": 10 * args.per_digit,
-             "device": str(device), "threads": torch.get_num_threads(), "dtype": str(dtype)}
+    train_set, real = (load_digits(args.data, args.domain, split) for split in ("train", "val"))
+    about = {"weights": sha256(args.weights), "domain": args.domain, "data": fingerprint(train_set, real),
+             "images": 10 * args.per_digit, "device": str(device), "threads": torch.get_num_threads(),
+             "dtype": str(dtype)}
     rows = [] if args.out is None else read_rows(args.out, about)
-    real = load_digits(args.data, args.domain, "val")
-    classifier = load_or_train(default_path(args.data, args.domain), load_digits(args.data, args.domain, "train"),
-                               device, dtype)
-    real_features, _ = predict(classifier, real.images, device, dtype)
+    classifier = load_or_train(None, args.domain, train_set, device, dtype)
+    real_features, _ = read_real(classifier, real, device, dtype)
 
     for text, setting in args.settings.items():
         if text in (row["setting"] for row in rows):
             continue
-        images, digits, cost = measure(pipeline, setting, args.per_digit, args.batch_size, device, dtype)
+        images, digits, cost = measure(pipeline, setting, args.per_digit, device, dtype)
         features, predicted = predict(classifier, images, device, dtype)
         scores = score(*(x.numpy() for x in (features, digits, predicted, real_features, real.labels)))
         kept = {name: scores[name] for name in ("accuracy", "frechet", "frechet_real", "variety")}
@@ -159,6 +162,8 @@ def main(argv: list[str] | None = None) -> int:
             write_json(args.out, {"about": about, "rows": rows})
             write_text(args.out.with_suffix(".md"), to_markdown(rows))
             plot(rows, args.out.with_suffix(".png"))
+    for note in few(10 * args.per_digit):
+        print(note)
     return 0
 
 

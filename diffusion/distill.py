@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from common import cli
 from common.batches import Batches
-from common.checkpoint import RELEASED
-from common.data.folder import load_digits
-from common.device import autocast, select_device, select_dtype
+from common.checkpoint import RELEASED, sha256
+from common.data.folder import fingerprint, load_digits
+from common.device import autocast
 from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
 from common.errors import UserError
@@ -45,18 +45,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
     cli.add_training_flags(parser, steps=2000, batch_size=64, lr_schedule="linear")
-    parser.set_defaults(out=Path("runs/distill"))
     parser.add_argument("--teacher", metavar="CKPT", type=Path, default=RELEASED / "diffusion.pt",
                         help="the network to distil (default: the released one)")
     parser.add_argument("--guidance", metavar="SCALE", type=cli.non_negative_float,
                         help=f"guidance scale of the teacher (default: {STANDARD.guidance:g}; 1 if it is distilled)")
     parser.add_argument("--chain", metavar="N", type=cli.positive_int,
                         help="DDIM steps of the student, half the teacher's (default: distil the guidance only)")
-    parser.add_argument("--domain", default="mnistm", help="digits to train on (default: %(default)s)")
-    parser.add_argument("--lr", type=cli.positive_float, default=3e-4, help="learning rate (default: %(default)s)")
+    parser.add_argument("--domain", default="mnistm", help="digits to train on")
+    parser.add_argument("--lr", type=cli.positive_float, default=3e-4, help="learning rate")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.99,
-                        help="decay of the average of the weights, which generates the images (default: %(default)s)")
-    args = parser.parse_args(argv)
+                        help="decay of the average of the weights, which generates the images")
+    args = cli.parse_training_args(parser, argv, lambda args: Path("runs/distill"))
     if args.chain is not None and args.chain > NUM_TIMESTEPS // 2:
         parser.error(f"--chain: got {args.chain}, expected at most {NUM_TIMESTEPS // 2}, half of the teacher's steps")
     return args
@@ -139,8 +138,7 @@ def train_step(student: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, t
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device = select_device(args.device)
-    dtype = select_dtype(device, args.precision)
+    device, dtype = cli.select(args)
     init_process_group(device)
     teacher = load_pipeline(args.teacher, device)
     if args.guidance is None:
@@ -148,10 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     check_teacher(teacher, args.teacher, args.guidance, args.chain)
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-    cli.resolve_steps(args, len(digits.images))
-    if args.dry_run:
-        print(cli.describe(vars(args)))
-        return 0
+    cli.settle(args, len(digits.images))
 
     torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
@@ -163,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     setting = Setting("ddim", args.chain, 1.0) if args.chain else STANDARD._replace(guidance=1.0)
 
     run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
-              parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module)
+              parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,
+              inputs={"data": fingerprint(digits), "teacher": sha256(args.teacher)})
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         index = shard(batches.next()).to(device)

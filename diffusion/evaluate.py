@@ -19,10 +19,10 @@ from common import cli
 from common.data.folder import load_digits, load_folder
 from common.device import select_device, select_dtype
 from common.errors import UserError
-from common.files import write_json
+from common.files import require_new, write_json
 from common.images import DIGIT_SIZE, grid, save_picture
-from common.scores import frechet_distance, mean_pairwise_distance, memorisation
-from diffusion.classifier import default_path, load_or_train, predict
+from common.scores import few, frechet_distance, mean_pairwise_distance, memorisation
+from diffusion.classifier import load_or_train, predict, read_real
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,20 +30,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     cli.add_data_flag(parser)
     cli.add_device_flags(parser)
+    cli.add_force_flag(parser)
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of images named DIGIT_NUMBER.png")
-    parser.add_argument("--domain", default="mnistm", help="real digits to compare with (default: %(default)s)")
+    parser.add_argument("--domain", default="mnistm", help="real digits to compare with")
     parser.add_argument("--classifier", metavar="PATH", type=Path,
-                        help="where the classifier is stored (default: runs/classifier-DATA-DOMAIN.pt)")
+                        help="where the classifier is stored (default: a name under runs/)")
     parser.add_argument("--neighbours", metavar="PNG", type=Path,
                         help="write a picture: the ten images closest to a training digit, beside their nearest ones")
     parser.add_argument("--out", metavar="JSON", type=Path, help="also write the scores to this file")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    require_new(args.force, args.neighbours, args.out)
+    return args
 
 
 def digits_of(names: list[str]) -> torch.Tensor:
     """Return the first character of each name as a digit, (N,) int64; UserError for names of another form."""
     for name in names:
-        if not re.fullmatch(r"[0-9]_\d+\.png", name):
+        if not re.fullmatch(r"[0-9]_[0-9]+\.\w+", name):
             raise UserError(f"{name}: expected names like 3_042.png, the digit first")
     return torch.tensor([int(name[0]) for name in names])
 
@@ -96,13 +99,13 @@ def main(argv: list[str] | None = None) -> int:
     labels = digits_of(fake.names)
     real = load_digits(args.data, args.domain, "val")
     train_set = load_digits(args.data, args.domain, "train")
-    classifier = load_or_train(args.classifier or default_path(args.data, args.domain), train_set, device, dtype)
+    classifier = load_or_train(args.classifier, args.domain, train_set, device, dtype)
 
+    real_features, accuracy = read_real(classifier, real, device, dtype)
     features, predicted = predict(classifier, fake.images, device, dtype)
-    real_features, real_predicted = predict(classifier, real.images, device, dtype)
     scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())
-    scores |= {"classifier_accuracy_on_val": float((real_predicted == real.labels).float().mean()), **copies}
+    scores |= {"classifier_accuracy_on_val": accuracy, **copies}
 
     print(f"{scores['images']} digits against the validation digits of {args.domain}")
     print(f"accuracy             {scores['accuracy']:.2%}  (real: {scores['classifier_accuracy_on_val']:.2%})")
@@ -111,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"variety per digit    {scores['variety']:.2f}  (real: 1)")
     print(f"closest to training  {scores['closest']:.2f}  (real: {scores['closest_real']:.2f}; 0 is a copy)")
     print(f"suspiciously close   {scores['suspicious']:.1%}  (real: 1%)")
+    for note in few(len(fake.images)):
+        print(note)
     if args.neighbours:
         shown = [image for i, *others in rows.tolist() for image in (fake.images[i], *train_set.images[others])]
         save_picture(grid(torch.stack(shown), rows.shape[1], scale=2), args.neighbours)

@@ -20,9 +20,10 @@ from common import cli
 from common.checkpoint import RELEASED, sha256
 from common.device import select_device, select_dtype
 from common.distributed import init_process_group, rank
+from common.files import require_new
 from common.image_folder import generate_folder
 from common.images import grid, save_gif, save_picture, to_uint8
-from diffusion.pipeline import DISTILLED, FULL, SAMPLERS, STANDARD, Setting, load_pipeline, sample
+from diffusion.pipeline import BATCH_SIZE, DISTILLED, FULL, SAMPLERS, STANDARD, Setting, load_pipeline, sample
 from diffusion.schedule import NUM_TIMESTEPS
 
 PROCESS_TIMES = (0, 200, 400, 600, 800, 1000)  # as hw2_report.md counts them: 0 is the finished image, here t = -1
@@ -35,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
     cli.add_device_flags(parser)
+    cli.add_force_flag(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the images, or file for the picture")
     picture = parser.add_mutually_exclusive_group()
     for name, what in (("grid", "one picture, OUT.png, with one row per digit"),
@@ -54,11 +56,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="which digits, e.g. 3,5 (default: all)")
     parser.add_argument("--per-digit", metavar="N", type=cli.positive_int,
                         help="images per digit (default: 100, or 10 in a picture)")
-    parser.add_argument("--batch-size", metavar="N", type=cli.positive_int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--seed", metavar="N", type=cli.non_negative_int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--seed", metavar="N", type=cli.non_negative_int, default=0, help="of the noise")
     args = parser.parse_args(argv)
     if (args.steps or 0) > NUM_TIMESTEPS:
         parser.error(f"--steps: got {args.steps}, expected at most {NUM_TIMESTEPS}")
+    if args.steps and args.sampler == FULL:
+        parser.error(f"--steps: {FULL} always takes {NUM_TIMESTEPS}: leave it out")
     args.per_digit = args.per_digit or (10 if args.picture else 100)
     suffix = ".gif" if args.picture == "gif" else ".png"
     if args.picture and args.out.suffix != suffix:
@@ -82,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     init_process_group(device)
     if rank() and args.picture:
         return 0  # one process is enough for a picture
+    if args.picture:
+        require_new(args.force, args.out)
     given = {name: value for name, value in vars(args).items() if name in Setting._fields and value is not None}
     weights = args.weights or RELEASED / ("diffusion.pt" if given or args.picture in MANY_STATES else DISTILLED)
     pipeline = load_pipeline(weights, device)
@@ -113,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         stamp = (f"diffusion weights={sha256(weights)[:16]} seed={args.seed} sampler={setting.sampler} "
                  f"steps={setting.steps} guidance={setting.guidance:g} dtype={dtype}")
         names = [f"{digit}_{number:03d}.png" for digit, number in pairs]
-        num_new = generate_folder(args.out, names, stamp, generate, args.batch_size)
+        num_new = generate_folder(args.out, names, stamp, generate, BATCH_SIZE)
         print(f"{len(pairs)} images in {args.out}, {num_new} of them made now")
     return 0
 

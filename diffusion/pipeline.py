@@ -21,6 +21,7 @@ from diffusion.unet import KIND, ConditionalUNet
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
 FULL = "ddpm"  # takes all steps of the chain, so their number cannot be chosen
 DISTILLED = "diffusion-distilled.pt"  # the released network that needs the fewest evaluations
+BATCH_SIZE = 100  # images of inference and comparison; networks may round differently in batches of another size
 PREVIEW_COLUMNS = 4
 
 

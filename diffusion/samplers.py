@@ -1,11 +1,11 @@
 """Samplers as generators: each yields states from pure noise at t = T - 1 down to the finished images at t = -1.
 
-All samplers take the same arguments:
+All samplers take the same arguments; DDPM has no num_steps, because it always takes T:
 
     denoise     (x_t, t) -> x_0: the prediction of the network; t is one integer for the whole batch
     schedule    the noise schedule
     noise       () -> (B, 3, 28, 28) standard normal; the first call gives x_{T-1}, and only DDPM calls it again
-    num_steps   1..T, the number of evaluations; DDPM always takes T
+    num_steps   1..T, the number of evaluations
 """
 
 from collections.abc import Callable, Iterator

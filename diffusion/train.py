@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from common import cli
 from common.batches import Batches
-from common.checkpoint import load_into, load_weights
-from common.data.folder import load_digits
-from common.device import autocast, place, select_device, select_dtype
+from common.checkpoint import load_into, load_weights, sha256
+from common.data.folder import fingerprint, load_digits
+from common.device import autocast, place
 from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
 from common.errors import UserError
@@ -44,24 +44,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
     cli.add_training_flags(parser, steps=15_000, batch_size=64, lr_schedule="cosine")
-    parser.set_defaults(out=Path("runs/diffusion"))
-    parser.add_argument("--domain", default="mnistm", help="digits to train on (default: %(default)s)")
+    parser.add_argument("--domain", default="mnistm", help="digits to train on")
     parser.add_argument("--width", metavar="N", type=cli.positive_int, default=64,
-                        help="channels of the first map, a multiple of 4 (default: %(default)s)")
+                        help="channels of the first map, a multiple of 4")
     parser.add_argument("--init", metavar="CKPT", type=Path,
                         help="start from the weights of this checkpoint, e.g. weights/diffusion.pt")
-    parser.add_argument("--lr", type=cli.positive_float, default=5e-4, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--lr", type=cli.positive_float, default=5e-4, help="peak learning rate")
     parser.add_argument("--warmup", metavar="STEPS", type=cli.positive_int, default=500,
-                        help="steps in which the learning rate rises to its peak (default: %(default)s)")
+                        help="steps in which the learning rate rises to its peak")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.999,
-                        help="decay of the average of the weights, which generates the images (default: %(default)s)")
+                        help="decay of the average of the weights, which generates the images")
     parser.add_argument("--label-dropout", type=cli.fraction, default=0.1,
-                        help="share of images without label, to train the unconditional branch (default: %(default)s)")
-    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity", help="(default: %(default)s)")
-    parser.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the noise (default: %(default)s)")
+                        help="share of images without label, to train the unconditional branch")
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the noise")
     parser.add_argument("--min-snr", action=argparse.BooleanOptionalAction, default=True,
                         help="weight the loss by min(SNR, 5) (default: on)")
-    args = parser.parse_args(argv)
+    args = cli.parse_training_args(parser, argv, lambda args: Path("runs/diffusion"))
     if args.width % 4:
         parser.error(f"--width: got {args.width}, expected a multiple of 4, the number of attention heads")
     return args
@@ -111,15 +110,11 @@ def train_step(model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, sch
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device = select_device(args.device)
-    dtype = select_dtype(device, args.precision)
+    device, dtype = cli.select(args)
     init_process_group(device)
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-    cli.resolve_steps(args, len(digits.images))
-    if args.dry_run:
-        print(cli.describe(vars(args)))
-        return 0
+    cli.settle(args, len(digits.images))
 
     torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
@@ -128,12 +123,14 @@ def main(argv: list[str] | None = None) -> int:
     model = place(ConditionalUNet(args.width), device)
     if args.init:
         load_into(model, initial_weights(args.init, model_args), args.init)
+    inputs = {"data": fingerprint(digits)} | ({"init": sha256(args.init)} if args.init else {})
     ema = EMA(model, args.ema_decay)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
     batches = Batches(len(images), args.batch_size, args.seed)
 
     run = Run(args.out, KIND, vars(args), model_args,
-              parts={"model": model, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module)
+              parts={"model": model, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,
+              inputs=inputs)
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps, args.warmup))
         index = shard(batches.next()).to(device)

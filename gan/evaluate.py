@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.cli import Parser, non_negative_int, run_main
+from common.cli import Parser, add_force_flag, non_negative_int, run_main
 from common.data.folder import default_data, load_faces, load_folder
 from common.errors import UserError
-from common.files import write_json
+from common.files import require_new, write_json
 from common.images import FACE_SIZE, grid, save_picture
-from common.scores import mean_pairwise_distance, memorisation, nearest
+from common.scores import few, mean_pairwise_distance, memorisation, nearest
 from gan.extras import PADDING, extra_scores
 
 SCALES = 3  # 64, 32 and 16 px
@@ -46,15 +46,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of 64x64 images")
-    parser.add_argument("--reference", metavar="DIR|builtin",
-                        default="builtin" if default_data() == "builtin" else f"{default_data()}/face/val",
-                        help="real faces (default here: %(default)s)")
+    parser.add_argument("--reference", metavar="DIR|builtin", help="real faces (default: hw2_data/face/val)")
     parser.add_argument("--train", metavar="DIR|builtin",
                         help="training set of the network (default: the folder `train` beside the reference)")
     parser.add_argument("--neighbours", metavar="PNG", type=Path, help="show the ten images closest to training faces")
     parser.add_argument("--out", metavar="PATH", type=Path, help="also write the scores as JSON")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="of all random choices")
+    add_force_flag(parser)
     args = parser.parse_args(argv)
+    require_new(args.force, args.neighbours, args.out)
+    if args.reference is None:
+        try:
+            args.reference = f"{default_data()}/face/val"
+        except UserError:
+            parser.error("there is no hw2_data: name real faces with --reference DIR, or type --reference builtin")
     if args.train is None:
         args.train = "builtin" if args.reference == "builtin" else str(Path(args.reference).parent / "train")
     return args
@@ -172,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
               "near_duplicates_real": near_duplicates(second, second), **extra, **copies}
 
     print(f"{len(chosen)} of {len(fake)} images against {args.reference}")
-    print("\n".join([*table(scores), *missing]))
+    print("\n".join([*table(scores), *missing, *few(len(chosen))]))
     if args.neighbours:
         tiles = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
         save_picture(grid(torch.stack(tiles), rows.shape[1]), args.neighbours)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
-from common.cli import Parser, add_device_flags, non_negative_int, positive_int, run_main
+from common.cli import Parser, add_device_flags, add_force_flag, non_negative_int, positive_int, run_main
 from common.device import place, select_device
 from common.distributed import init_process_group, rank
+from common.files import require_new
 from common.image_folder import generate_folder
 from common.images import grid, save_gif, save_picture, to_uint8
 from common.randomness import seeded_normal
@@ -36,14 +37,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the images, or name of the .png or .gif")
-    parser.add_argument("--model", choices=MODELS, default=DEFAULT_MODEL, help="(default: %(default)s)")
+    parser.add_argument("--model", choices=MODELS, default=DEFAULT_MODEL, help="network")
     parser.add_argument("--weights", metavar="PATH", type=Path, help="(default: the released weights/MODEL.pt)")
-    parser.add_argument("--n", metavar="N", type=positive_int, default=1000, help="images (default: %(default)s)")
     picture = parser.add_mutually_exclusive_group()
+    picture.add_argument("--n", metavar="N", type=positive_int, default=1000, help="number of images in the folder")
     picture.add_argument("--grid", metavar="N", type=positive_int, help="write the first N images as one .png")
     picture.add_argument("--interpolate", action="store_true", help="write walks between faces as an animated .gif")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0)
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="of the noise")
     add_device_flags(parser, precision=False)
+    add_force_flag(parser)
     args = parser.parse_args(argv)
     args.weights = args.weights or RELEASED / f"{args.model}.pt"
     for flag, given, suffix in (("--grid", args.grid, ".png"), ("--interpolate", args.interpolate, ".gif")):
@@ -76,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     init_process_group(device)
     if rank() and (args.grid or args.interpolate):
         return 0  # one process writes the picture
+    if args.grid or args.interpolate:
+        require_new(args.force, args.out)
     kind = MODELS[args.model].kind
     model_args, weights = load_weights(args.weights, kind)
     generator = build_generator(model_args)

@@ -3,10 +3,11 @@
     python -m gan.train --model sagan --data hw2_data --out runs/gan-sagan
 
 DCGAN (Radford et al. 2016, arXiv:1511.06434) uses the non-saturating loss, SAGAN (Zhang et al. 2019, arXiv:1805.08318)
-the hinge loss. Four things differ from the papers: a moving average (EMA) of G generates the images, D sees augmented
-images (Zhao et al. 2020, arXiv:2006.10738), learning rates fall to 0 over the second half, and SAGAN's G learns as fast
-as its D. The papers' own recipe is `--no-augment --lr-schedule constant --ema-decay 0`, for SAGAN with `--g-lr 1e-4`
-(two rates: Heusel et al. 2017, arXiv:1706.08500). If D memorises a small training set, try `--r1 0.1` or more faces.
+the hinge loss. Five things differ from the papers: a moving average (EMA) of G generates the images, D sees augmented
+images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, and
+SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment --lr-schedule constant
+--ema-decay 0`, for SAGAN with `--g-lr 1e-4` (two rates: Heusel et al. 2017, arXiv:1706.08500). If D memorises a small
+training set, try `--r1 0.1` or more faces.
 
 The run folder holds last.pt (for resume and inference), samples/ (32 faces, always from the same noise), curves.png and
 metrics.jsonl. Besides the losses, this log has:
@@ -27,8 +28,8 @@ from torch import Tensor, nn
 
 from common import cli
 from common.batches import Batches
-from common.data.folder import load_faces
-from common.device import autocast, place, select_device, select_dtype
+from common.data.folder import fingerprint, load_faces
+from common.device import autocast, place
 from common.distributed import average_buffers, average_gradients, init_process_group, rank_zero_first, shard
 from common.ema import EMA
 from common.images import to_float
@@ -51,16 +52,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = cli.Parser(__doc__)
     cli.add_training_flags(parser, steps=30_000, batch_size=64, lr_schedule="linear-half")
-    parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--width", metavar="N", type=cli.positive_int, default=64,
-                        help="channels of the largest maps (default: %(default)s)")
+    parser.add_argument("--model", choices=MODELS)
+    parser.add_argument("--width", metavar="N", type=cli.positive_int, default=64, help="channels of the largest maps")
     parser.add_argument("--loss", choices=LOSSES, help=of_model("loss"))
     parser.add_argument("--g-lr", metavar="LR", type=cli.positive_float,
                         help=f"learning rate of G ({of_model('g_lr')})")
     parser.add_argument("--d-lr", metavar="LR", type=cli.positive_float,
                         help=f"learning rate of D ({of_model('d_lr')})")
     parser.add_argument("--ema-decay", metavar="DECAY", type=cli.fraction, default=0.999,
-                        help="of the average of G, per step; 0.995 suits a few thousand steps (default: %(default)s)")
+                        help="of the average of G, per step; 0.995 suits a few thousand steps")
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
                         help="show D changed colours, positions and cut-outs (default: on)")
     parser.add_argument("--r1", metavar="WEIGHT", type=cli.positive_float,
@@ -69,12 +69,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--spectral-norm", action="store_true",
                         help="dcgan: spectral instead of batch normalisation in D (Miyato et al. 2018)")
     parser.add_argument("--no-attention", action="store_true", help="sagan: leave out the attention layers")
-    args = parser.parse_args(argv)
+    args = cli.parse_training_args(parser, argv, lambda args: Path(f"runs/gan-{args.model}"))
+    if args.model is None:
+        parser.error(f"--model: name one of {', '.join(MODELS)}")
     model = MODELS[args.model]
     for setting in ("loss", "g_lr", "d_lr"):
         if getattr(args, setting) is None:
             setattr(args, setting, getattr(model, setting))
-    args.out = args.out or Path(f"runs/gan-{args.model}")
     if args.width % model.width_multiple:
         parser.error(f"--width: got {args.width}, expected a multiple of {model.width_multiple} for {args.model}")
     if args.spectral_norm and args.model != "dcgan":
@@ -132,16 +133,13 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device = select_device(args.device)
-    dtype = select_dtype(device, args.precision)
+    device, dtype = cli.select(args)
     init_process_group(device)
     with rank_zero_first():
-        train_faces, val_faces = (load_faces(args.data, split).images for split in ("train", "val"))
-    cli.resolve_steps(args, len(train_faces))
+        sets = [load_faces(args.data, split) for split in ("train", "val")]
+    train_faces, val_faces = (faces.images for faces in sets)
+    cli.settle(args, len(train_faces))
     watched = watched_faces(train_faces, val_faces)
-    if args.dry_run:
-        print(cli.describe(vars(args)))
-        return 0
 
     torch.manual_seed(args.seed)
     model, images = MODELS[args.model], train_faces.to(device)
@@ -156,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer, "batches": batches}
     fixed_z = seeded_normal([(args.seed, i) for i in range(NUM_IMAGES)], (generator.z_dim,)).to(device)
 
-    run = Run(args.out, model.kind, vars(args), model_args, parts, weights=g_ema.module)
+    run = Run(args.out, model.kind, vars(args), model_args, parts, weights=g_ema.module,
+              inputs={"data": fingerprint(*sets)})
     recalibrate = partial(recalibrate_bn, g_ema.module, generator, fixed_z, dtype)
     for step in run.steps(diagnose, before_save=recalibrate):
         set_lr(g_optimizer, lr_at(args.g_lr, args.lr_schedule, step, args.steps))

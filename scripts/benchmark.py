@@ -29,13 +29,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.batches import Batches
 from common.checkpoint import RELEASED
-from common.cli import Parser, add_device_flags, run_main
+from common.cli import Parser, add_device_flags, add_force_flag, run_main
 from common.data.folder import ImageSet, load_digits, load_faces, load_readable
 from common.device import describe_machine, peak_memory, place, select_device, select_dtype, synchronize
 from common.ema import EMA
-from common.files import atomic_path, write_json, write_text
+from common.files import atomic_path, require_new, write_json, write_text
 from common.images import DIGIT_SIZE, to_float, to_uint8
 from common.randomness import seeded_normal
+from common.tables import markdown
 from dann import train as dann_train
 from dann.inputs import network_input, scale_range
 from dann.networks import DANN
@@ -64,7 +65,7 @@ def our_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iter
 
 def our_diffusion_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
     """Train as diffusion.train does."""
-    args = diffusion_train.parse_args([])
+    args = diffusion_train.parse_args(["--data", "builtin"])
     model, schedule = place(ConditionalUNet(), device), make_schedule(args.schedule).to(device)
     ema, optimizer = EMA(model, args.ema_decay), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     for (x_0, labels), waited in timed(our_batches(images["mnistm"], BATCH_SIZE["diffusion"], device)):
@@ -75,7 +76,7 @@ def our_diffusion_training(images: Images, device: torch.device, dtype: torch.dt
 
 def our_gan_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
     """Train as gan.train --model dcgan does."""
-    args = gan_train.parse_args(["--model", "dcgan"])
+    args = gan_train.parse_args(["--model", "dcgan", "--data", "builtin"])
     generator, discriminator = place(build_generator(DCGAN), device), place(build_discriminator(DCGAN), device)
     g_ema = EMA(generator, args.ema_decay)
     optimizers = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
@@ -203,11 +204,6 @@ def shown(rate: float) -> str:
     return f"{rate:,.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
-def markdown(titles: list[str], rows: list[list[str]]) -> str:
-    """Return a Markdown table."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in (titles, ["---"] * len(titles), *rows))
-
-
 def speed_table(figures: dict) -> str:
     """Return images/s of both sides and their ratio as Markdown."""
     return markdown(["images/s", "plain", "ours", "ratio"], [
@@ -253,11 +249,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_device_flags(parser)
     parser.add_argument("--quick", action="store_true", help="one short round instead of five long ones")
-    parser.add_argument("--out", metavar="JSON", type=Path, default=Path("runs", "benchmark.json"),
-                        help="(default: %(default)s)")
+    parser.add_argument("--out", metavar="JSON", type=Path, default=Path("runs", "benchmark.json"))
+    add_force_flag(parser)
     args = parser.parse_args(argv)
     if args.out.suffix != ".json":
         parser.error(f"--out: got {args.out}, expected a name that ends in .json")
+    for suffix in (".json", ".md", ".png"):
+        require_new(args.out.with_suffix(suffix), args.force)
     return args
 
 
@@ -267,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
     rounds, seconds = (1, 0.1) if args.quick else (5, 5)
-    figures = {"machine": describe_machine(), "torch": torch.__version__, "numpy": numpy.__version__,
+    figures = {"machine": describe_machine(device), "torch": torch.__version__, "numpy": numpy.__version__,
                "threads": torch.get_num_threads(), "precision": str(dtype), "rounds": rounds}
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     figures |= {"matrix_product": matrix_product(device, dtype), "images_per_second": {}}

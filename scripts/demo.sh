@@ -8,20 +8,21 @@ out=runs/demo
 run -m gan.train --model dcgan --data builtin --width 16 --epochs 10 --batch-size 32 --ema-decay 0.99 --log-every 100 \
     --out $out/gan --resume auto
 run -m gan.inference $out/faces --model dcgan --weights $out/gan/last.pt --n 200
-run -m gan.inference $out/faces.png --model dcgan --weights $out/gan/last.pt --grid 32
-run -m gan.evaluate $out/faces --reference builtin --out $out/faces.json
+run -m gan.inference $out/faces.png --model dcgan --weights $out/gan/last.pt --grid 32 --force
+run -m gan.evaluate $out/faces --reference builtin --out $out/faces.json --force
 
 run -m diffusion.train --data builtin --domain mnist --width 16 --epochs 4 --batch-size 32 --lr 2e-3 --warmup 100 \
     --log-every 100 --out $out/diffusion --resume auto
 run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --per-digit 10
-run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --grid
-run -m diffusion.evaluate $out/digits --data builtin --domain mnist --classifier $out/classifier.pt --out $out/digits.json
+run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --grid --force
+run -m diffusion.evaluate $out/digits --data builtin --domain mnist --classifier $out/classifier.pt --out $out/digits.json \
+    --force
 
 for row in "source" "dann --recipe plain" "dann --recipe plus" "target"; do
     run -m dann.train --data builtin --source mnistm --target usps --mode $row --steps 300 \
         --out "$out/dann-${row##* }" --resume auto
 done
-run -m dann.evaluate $out/dann-source $out/dann-plain $out/dann-plus $out/dann-target --out $out/dann.md
+run -m dann.evaluate $out/dann-source $out/dann-plain $out/dann-plus $out/dann-target --out $out/dann.md --force
 
 cat <<END
 

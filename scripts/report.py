@@ -33,10 +33,11 @@ from PIL import Image
 from torch import nn
 
 from common.checkpoint import sha256
-from common.cli import Parser, add_data_flag, run_main
+from common.cli import Parser, run_main
 from common.errors import UserError
 from common.files import write_json, write_text
 from common.images import save_picture
+from common.tables import markdown
 from dann import evaluate as dann_evaluate
 from dann import tsne
 from dann.networks import DANN
@@ -94,8 +95,8 @@ def faces_table(rows: dict[str, dict]) -> str:
 
     titles = [f"{first['images']} images against {first['reference']}", "SWD 64 px", "32 px", "16 px", "mean",
               "variety", *(title for title, _ in more.values())]
-    return benchmark.markdown(titles, [*(line(title, scores) for title, scores in rows.items()),
-                                       line("real against real", first, "_real")])
+    return markdown(titles, [*(line(title, scores) for title, scores in rows.items()),
+                             line("real against real", first, "_real")])
 
 
 def digits_table(column: str, rows: dict[str, dict]) -> str:
@@ -150,26 +151,27 @@ def look_up(field: str) -> Any:
     found = read_json(MANIFEST) if source == "weights" else result(source)
     for key in keys:
         found = found[int(key) if isinstance(found, list) else key]
-    return statistics.mean(found) if isinstance(found, list) else found
+    value = statistics.mean(found) if isinstance(found, list) else found
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"{type(value).__name__}, expected a number or a text")
+    return value
 
 
 def rendered(template: str) -> str:
     """Return a template with its fields filled in.
 
     Raises:
-        UserError: a field names nothing, or a brace is alone.
+        UserError: a field names nothing that can be printed, or a brace is alone.
     """
-    try:
-        parts = list(Formatter().parse((PROJECT / template).read_text()))
-    except ValueError as mistake:
-        raise UserError(f"{template}: {mistake}: write a brace of the text twice") from None
     text = ""
-    for literal, field, form, _ in parts:
+    for number, line in enumerate((PROJECT / template).read_text().splitlines(keepends=True), 1):
+        field = ""
         try:
-            text += literal + ("" if field is None else format(look_up(field), form))
+            for literal, field, form, _ in list(Formatter().parse(line)):
+                text += literal + ("" if field is None else format(look_up(field), form))
         except (LookupError, TypeError, ValueError, OSError) as mistake:
-            raise UserError(f"{template}: {{{field}}}: no such value ({mistake!r}): correct the field, or write a brace"
-                            " of the text twice") from None
+            raise UserError(f"{template}, line {number}: {{{field}}}: no such value ({mistake!r}): correct the field, "
+                            "or write a brace of the text twice") from None
     return text
 
 
@@ -189,7 +191,7 @@ PLOTS: dict[str, Callable[[Path], None]] = {  # pictures made from files of repo
     "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path), "strip.png": draw_strip}
 
 
-def draw(name: str, lines: list[str], data: str) -> None:
+def draw(name: str, lines: list[str], data: str | None) -> None:
     """Draw report/NAME: one of PLOTS, or by command lines."""
     out = PROJECT / "report" / name
     if name in PLOTS:
@@ -201,13 +203,13 @@ def draw(name: str, lines: list[str], data: str) -> None:
             COMMANDS[command].main([word.format(**places) for word in argv])
 
 
-def draw_figures(data: str) -> None:
+def draw_figures(data: str | None) -> None:
     """Draw and record every picture; one of real images is left as it is where they are missing."""
     figures = read_json(FIGURES)
     for name, figure in figures.items():
         real = any("{data}" in line for line in figure["commands"])
         try:
-            if real and data == "builtin":
+            if real and data in (None, "builtin"):
                 raise UserError("real images are needed: name their folder with --data")
             draw(name, figure["commands"], data)
         except UserError as mistake:
@@ -251,7 +253,7 @@ def foreign_results() -> list[str]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    add_data_flag(parser)
+    parser.add_argument("--data", metavar="DIR", dest="real", help="a data folder, for the pictures of real images")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--text", action="store_true", help="render the documents, draw nothing")
     how.add_argument("--check", action="store_true", help="write nothing, name what is stale")
@@ -269,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(PROJECT / name, texts[name])
             print(f"wrote {name}")
         if not args.text:
-            draw_figures(args.data)
+            draw_figures(args.real)
         stale = []
     lines = [f"{name}: not what {DOCUMENTS[name]} renders to" for name in stale] + stale_figures()
     lines = [f"{line}: run bash scripts/report.sh" for line in lines] + foreign_results()

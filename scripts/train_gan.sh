@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train both face models, DCGAN (method A) and SAGAN (method B). Further flags go to both.
+# Train DCGAN (method A), then SAGAN (method B). Flags go to both: --width is a multiple of 8. --resume auto goes on.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+refuse "--model --out --spectral-norm --no-attention" "python -m gan.train --model dcgan|sagan" "$@"
 run -m gan.train --model dcgan "$@"
 run -m gan.train --model sagan "$@"

@@ -100,7 +100,22 @@ def test_a_fresh_process_has_nothing_but_the_imports(images):
     assert costs["first_step"] > 0 and costs["operations"] > 1e8
 
 
-def test_out_is_json():
+def test_the_machine_of_the_figures_is_the_one_that_computed_them(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(benchmark, "PAIRS", {})
+    monkeypatch.setattr(benchmark, "describe_machine", lambda device: asked.append(device.type) or "a processor")
+    for name in ("load_digits", "load_faces"):
+        monkeypatch.setattr(benchmark, name, lambda *args: random_images(1))
+    monkeypatch.setattr(benchmark, "plot", lambda figures, path: None)
+    assert benchmark.main(["--quick", "--device", "cpu", "--out", str(tmp_path / "b.json")]) == 0
+    assert asked == ["cpu"] and (tmp_path / "b.md").read_text().startswith("a processor, ")
+
+
+def test_out_is_json_and_new(tmp_path):
+    (tmp_path / "b.md").touch()
+    with pytest.raises(UserError, match="b.md exists already: name another file, or replace it with --force"):
+        benchmark.parse_args(["--out", str(tmp_path / "b.json")])
+    benchmark.parse_args(["--out", str(tmp_path / "b.json"), "--force"])
     with pytest.raises(UserError, match=r"--out: got b\.txt, expected a name that ends in \.json"):
         benchmark.parse_args(["--out", "b.txt"])
 

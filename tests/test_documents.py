@@ -1,7 +1,10 @@
-"""README, report and docs: their links lead somewhere, their commands exist, and the first page stays short."""
+"""README, report and docs: links lead somewhere, commands exist, diffs apply, and the first page stays short."""
 
 import importlib.util
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,28 @@ def test_commands_exist(path):
     assert all((PROJECT / script).is_file() for script in re.findall(r"bash (scripts/\w+\.sh)", text))
     modules = set(re.findall(r"(?:python|processes?_per_node \d+) -m ([a-z]+\.[a-z]+)", text))
     assert all(importlib.util.find_spec(module) for module in modules)
+
+
+def lines_of(hunk, sign):
+    """Return the lines of a diff without those that begin with `sign`."""
+    return "".join(line[1:] + "\n" for line in hunk.splitlines() if line[0] != sign)
+
+
+@pytest.mark.slow
+def test_the_diffs_of_the_first_page_apply_and_the_tests_of_their_files_pass(tmp_path):
+    for name in ("common", "gan", "diffusion", "dann", "tests"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("golden", "__pycache__"))
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    diffs = re.findall(r"```diff\n--- a/(\S+)\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    assert {name for name, _ in diffs} == {"common/data/domains.py", "gan/losses.py"}
+    for name, hunk in diffs:
+        before, old = (tmp_path / name).read_text(), lines_of(hunk, "+")
+        assert before.count(old) == 1
+        (tmp_path / name).write_text(before.replace(old, lines_of(hunk, "-")))
+    tests = [f"tests/{Path(name).parent}/test_{Path(name).name}" for name, _ in diffs]
+    for command in (["pytest", "-p", "no:cacheprovider", *tests], ["ruff", "check", *(name for name, _ in diffs)]):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_first_page_is_short_and_begins_with_pictures():

@@ -48,6 +48,8 @@ COMMANDS = {  # each works as it stands
     "diffusion.distill": f"--teacher diffusion.pt --data hw2_data {TRAIN}",
     "diffusion.inference": "out --weights diffusion.pt --per-digit 1 --steps 1 --device cpu",
     "diffusion.evaluate": "digits --data hw2_data --classifier classifier.pt --device cpu",
+    "diffusion.compare": "ddim:1:1 --data hw2_data --weights diffusion.pt --per-digit 1 --out samplers.json "
+                         "--device cpu",
     "dann.train": f"--data hw2_data {TRAIN}",
     "dann.inference": "usps out.csv --weights dann.pt --device cpu",
     "dann.evaluate": "run-a run-b --out table.md",
@@ -102,14 +104,14 @@ def world(tmp_path_factory):
             ("diffusion.pt", "diffusion", {"width": 4, "prediction": "velocity", "schedule": "cosine"},
              ConditionalUNet(4)),
             ("dann.pt", "dann", {"source": "mnistm", "target": "usps", "mode": "dann", "standardise": True}, DANN())):
-        checkpoint.save(root / name, {"kind": kind, "step": 1, "model_args": model_args,
+        checkpoint.save(root / name, {"kind": kind, "step": 2, "model_args": model_args,
                                       "weights": network.state_dict()})
     for name, seed in (("run-a", 0), ("run-b", 1)):
         (root / name).mkdir()
         result = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plus",
                   "changes": [], "seed": seed, "steps": 2, "seconds": 1.0, "val": 0.5, "test": 0.5,
                   "oracle": {"step": 1, "val": 0.5, "test": 0.5}}
-        for file, content in (("result.json", result), ("args.json", {"seed": seed}), ("versions.json", {}),
+        for file, content in (("result.json", result), ("args.json", {"seed": seed, "steps": 2}), ("versions.json", {}),
                               ("done", {"steps": 2, "seconds": 1.0})):
             (root / name / file).write_text(json.dumps(content))
         shutil.copy(root / "dann.pt", root / name / "last.pt")
@@ -253,6 +255,9 @@ CASES = [
       for task in ("gan", "diffusion", "dann")],
     *[(f"face-{what}", "gan.train", broken(IMAGE), "", IMAGE) for what, broken in BROKEN.items()],
     *[(f"digit-{what}", "diffusion.train", broken(DIGIT), "", DIGIT) for what, broken in BROKEN.items()],
+    *[("name-not-utf8", module, put(f"{folder}/\udcff.png", png()), "", r"'\udcff.png' is not UTF-8")
+      for module, folder in (("gan.train", "hw2_data/face/train"), ("gan.evaluate", "faces"),
+                             ("dann.inference", "usps"))],
     ("faces-empty", "gan.train", empty("hw2_data/face/train"), "", "holds no images"),
     ("faces-no-val", "gan.train", remove("hw2_data/face/val"), "", "hw2_data has no face/val"),
     ("faces-one-val", "gan.train", one_val_face, "", "1 validation faces, expected at least 2"),
@@ -286,6 +291,7 @@ CASES = [
         ("binary", b"\xff\xfe\x00", "not a CSV text file"),
     )],
     ("csv-missing", "diffusion.train", remove("hw2_data/digits/mnistm/train.csv"), "", "train.csv"),
+    ("csv-alone", "diffusion.train", remove("hw2_data/digits/mnistm/data"), "", "no hw2_data/digits/mnistm/data"),
     # Checkpoints, for every inference.
     *[(f"{task}-weights-{what}", f"{task}.inference", change, flags, said) for task in ("gan", "diffusion", "dann")
       for what, change, flags, said in (
@@ -298,15 +304,16 @@ CASES = [
         ("other-shape", bigger(f"{task}.pt"), "", "got shape (1, 2, 3)"),
         ("not-the-manifest's", put("manifest.json", json.dumps({f"{task}.pt": {"sha256": "0"}})), "",
          "is not the file that manifest.json describes"),
-        ("manifest-damaged", put("manifest.json", "{"), "", "manifest.json is damaged"),
+        ("manifest-damaged", put("manifest.json", "{"), "", "manifest.json (damaged)"),
     )],
     # Inference.
     *[(f"{task}-{what}", f"{task}.inference", change, flags, said) for task in ("gan", "diffusion")
       for what, change, flags, said in (
         ("out-is-a-file", put("out", "mine"), "", "out is a file"),
         ("out-is-somebody's", put("out/mine.png", png()), "", "out/mine.png"),
-        ("two-pictures", nothing, "--grid 2" if task == "gan" else "--grid", ".png"),
     )],
+    ("picture-name", "diffusion.inference", nothing, "--grid", "a name that ends in .png"),
+    ("picture-of-a-folder", "gan.inference", nothing, "--grid 2", "--grid: not allowed with argument --n"),
     ("no-images", "gan.inference", nothing, "--n 0", "--n"),
     ("digits-unknown", "diffusion.inference", nothing, "--digits 3,x", "--digits"),
     ("digits-twice", "diffusion.inference", nothing, "--digits 3,3", "--digits"),
@@ -314,6 +321,7 @@ CASES = [
     ("too-many-steps", "diffusion.inference", nothing, "--steps 1001", "--steps"),
     ("guidance-negative", "diffusion.inference", nothing, "--guidance -1", "--guidance"),
     ("sampler-unknown", "diffusion.inference", nothing, "--sampler no-such-sampler", "--sampler"),
+    ("target-and-weights", "dann.inference", nothing, "--target usps", "not allowed with"),
     ("folder-missing", "dann.inference", remove("usps"), "", "no folder usps"),
     ("folder-empty", "dann.inference", empty("usps"), "", "holds no images"),
     ("csv-exists", "dann.inference", put("out.csv", "mine"), "", "out.csv exists already"),
@@ -323,11 +331,24 @@ CASES = [
     ("reference-missing", "gan.evaluate", remove("hw2_data/face/val"), "", "hw2_data/face/val"),
     *[(f"scored-face-{what}", "gan.evaluate", broken("faces/1.png"), "", "faces/1.png")
       for what, broken in BROKEN.items()],
+    *[(f"keeps-{name}", module, put(name, "mine"), flags, f"{name} exists already") for module, flags, name in (
+        *[(f"{task}.evaluate", f"--{flag} {name}", name) for task in ("gan", "diffusion")
+          for flag, name in (("out", "scores.json"), ("neighbours", "near.png"))],
+        ("diffusion.compare", "", "samplers.md"), ("diffusion.compare", "", "samplers.png"),
+        ("dann.evaluate", "", "table.md"), ("dann.evaluate", "", "table.json"), ("dann.tsne", "", "tsne.png"))],
+    ("one-file-for-two", "gan.evaluate", nothing, "--out a.png --neighbours a.png", "a.png is named for two"),
+    ("one-file-for-two", "diffusion.evaluate", nothing, "--out a --neighbours a", "a is named for two outputs"),
     ("digits-missing", "diffusion.evaluate", remove("digits"), "", "no folder digits"),
     ("digits-name", "diffusion.evaluate", put("digits/three.png", png()), "", "three.png"),
     ("classifier-foreign", "diffusion.evaluate", put("classifier.pt", "text"), "", "classifier.pt is not a checkpoint"),
-    ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "run-b has no result.json"),
-    ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b has no result.json"),
+    *[(f"comparison-{what}", "diffusion.compare", put("samplers.json", text), "", f"samplers.json{said}")
+      for what, text, said in (("damaged", "{", " (damaged): expected a comparison of samplers"),
+                               ("foreign", "{}", " is not a comparison of samplers"),
+                               ("other", '{"about": {}, "rows": []}', " was made with weights None"))],
+    ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "cannot read run-b/result.json (No such"),
+    ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b/result.json (damaged)"),
+    ("result-foreign", "dann.evaluate", put("run-b/result.json", "[]"), "", "run-b/result.json (damaged)"),
+    ("result-of-something-else", "dann.evaluate", put("run-b/result.json", "{}"), "", "run-b/result.json does not hold"),
     ("run-twice", "dann.evaluate", copy("run-a/result.json", "run-b/result.json"), "", "same settings and seed"),
     ("confusion-unknown", "dann.evaluate", remove("run-b/last.pt"), "--confusion", "no checkpoint at run-b/last.pt"),
     ("table-name", "dann.evaluate", nothing, "--out table.txt", ".md"),
@@ -346,10 +367,17 @@ CASES = [
     ("mat-labels", "common.prepare", mat(np.zeros((32, 32, 3, 10), np.uint8), np.full(10, 12)), "", "train_32x32.mat"),
     ("mat-counts", "common.prepare", mat(np.zeros((32, 32, 3, 9), np.uint8), np.arange(10) + 1), "", "train_32x32.mat"),
     ("zip-text", "common.prepare", put("raw/lfwcrop/face.zip", "text"), "", "face.zip"),
+    ("zip-web-page", "common.prepare", put("raw/lfwcrop/face.zip", "<html>Log in"), "", "a web page, not a zip"),
     ("zip-broken-image", "common.prepare", faces_zip({"face/train/0.png": png(), "face/val/0.png": b"x"}), "",
      "face/val/0.png"),
     ("release-unfinished", "common.release", remove("run-a/done"), "", "run-a is not a finished run"),
     ("release-scores", "common.release", put("scores.json", "{"), "--scores scores.json", "scores"),
+    ("release-scores-list", "common.release", put("scores.json", "[]"), "--scores scores.json", "expected scores"),
+    ("release-over-another", "common.release", put("released.pt", "mine"), "", "released.pt exists already"),
+    ("release-over-an-entry", "common.release", put("manifest.json", '{"released.pt": {}}'), "", "manifest.json has"),
+    ("release-manifest-damaged", "common.release", put("manifest.json", "[]"), "", "expected a manifest"),
+    ("release-of-another-step", "common.release", put("run-a/done", '{"steps": 3, "seconds": 1}'), "",
+     "run-a is not finished: its checkpoint is of step 2 of 2"),
     ("release-checkpoint", "common.release", cut("run-a/last.pt"), "", "last.pt is not a checkpoint"),
 ]
 
@@ -369,8 +397,9 @@ def contents() -> dict[str, bytes]:
 @pytest.fixture
 def fast(monkeypatch):
     """Leave out seconds that are not at stake."""
-    monkeypatch.setattr("common.run.plot_curves", lambda run_dir: None)
+    monkeypatch.setattr("common.run.plot_curves", lambda *_: None)
     monkeypatch.setattr("diffusion.classifier.train", lambda *args: torch.manual_seed(0) and DigitClassifier().eval())
+    monkeypatch.setattr("diffusion.classifier.MIN_ACCURACY", 0)
     monkeypatch.setattr("diffusion.train.PREVIEW", Setting("ddim", 1, 2.0))
     monkeypatch.setattr("diffusion.pipeline.PREVIEW_COLUMNS", 1)
     monkeypatch.setattr("dann.tsne.embed", lambda features: features[:, :2])
@@ -467,7 +496,7 @@ def left() -> dict:
     def read(path: str, content: bytes):
         if path.endswith(".pt"):
             return state(torch.load(path, weights_only=True))
-        if path.endswith(("args.json", "done", "result.json")):
+        if path.endswith(("args.json", "versions.json", "done", "result.json")):
             return state(json.loads(content))
         return content
 
@@ -511,8 +540,9 @@ def test_a_full_disk_is_one_line_and_with_room_all_is_as_if_it_had_not_been(modu
         if path.endswith((".pt", ".png", ".csv")):  # complete, though the command is not
             assert left()[path] == expected[path] or path == "run/last.pt"
 
-    resume = ["--resume", "auto"] if module.endswith(".train") else []
-    assert run(module, *flags.split(), *resume) in (0, None)
+    # Of two outputs, one may be written already.
+    again = ["--resume", "auto"] if module.endswith(".train") else ["--force"] * (module != "common.prepare")
+    assert run(module, *flags.split(), *again) in (0, None)
     assert left() == expected
 
 
@@ -567,14 +597,14 @@ NINE = HEAD + "".join(f"0{digit}.png,{digit}\n" for digit in range(9))
 @pytest.mark.parametrize(("module", "change"), [
     ("gan.train", remove(IMAGE)), ("diffusion.train", train_csv(NINE)),
     ("dann.train", put("hw2_data/digits/usps/train.csv", NINE))])
-def test_data_of_another_number_are_not_resumed(module, change, here, fast, capfd):
+def test_other_data_under_the_same_name_are_not_resumed(module, change, here, fast, capfd):
     assert run(module) == 0
     change()
     before = contents()
     capfd.readouterr()
     assert run(module, "--steps", "4", "--resume", "auto") == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "images, expected" in line
+    assert "trained with another content of --data" in line
     assert contents() == before
 
 

@@ -56,7 +56,7 @@ def process(rank: int, size: int, port: int, module: str, argv: list[str], log: 
     if broken:
         distributed.average = lambda tensors: None
     if module.endswith("inference"):
-        importlib.import_module(module).BATCH_SIZE = 4  # of gan.inference
+        importlib.import_module(module).BATCH_SIZE = 4  # of both
         save_image = image_folder.save_image
 
         def said(image, path, stamp):
@@ -136,7 +136,7 @@ def test_two_processes_of_diffusion_equal_one(start, one, tmp_path):
     assert job.finish() == [0, 0]
     assert_equal_but_for_rounding(tmp_path / "two", one)
     assert {path.name for path in (tmp_path / "two").rglob("*")} == {path.name for path in one.rglob("*")}
-    for line in ("mnist train: 40", "batch_size=4", "step 7/10", "done: "):
+    for line in ("mnist train: 40", "chosen: batch_size=4", "step 7/10", "done: "):
         assert sum(said.startswith(line.replace("mnist", "mnistm")) for said in job.said()) == 1, line
 
 
@@ -184,7 +184,7 @@ def test_a_batch_that_cannot_be_shared_is_said_once(start, tmp_path):
 
 @pytest.mark.parametrize("task", ["diffusion", "gan"])
 def test_every_image_is_written_once_and_is_the_one_of_a_single_process(task, start, one, tmp_path):
-    flags = f"--weights {one}/last.pt --digits 1,2 --per-digit 5 --steps 2 --batch-size 4 --precision fp32"
+    flags = f"--weights {one}/last.pt --digits 1,2 --per-digit 5 --steps 2 --precision fp32"
     if task == "gan":
         flags = "--model dcgan --n 10"
     pictures = {}
@@ -219,7 +219,7 @@ def test_a_killed_process_ends_the_job_and_the_rest_is_resumed_alone(tmp_path):
     os.kill(second, signal.SIGKILL)
     assert job.wait(60) != 0
     said = (tmp_path / "log.txt").read_text()
-    assert "\nerror: another process of this job has ended" in said
+    assert "\nerror: the processes lost one another (" in said
     assert "Signal 9 (SIGKILL)" in said and said.count("Traceback (most recent call last)") == 1  # torchrun's own
     assert not Path(f"/proc/{first}").exists()
     step = content(out)["step"]

@@ -194,6 +194,7 @@ def test_pictures_of_other_weights_and_other_pictures_are_named(project, capsys)
 
 
 @pytest.mark.parametrize(("data", "why"), [
+    (None, "real images are needed: name their folder with --data"),
     ("builtin", "real images are needed: name their folder with --data"), ("some", "some: no such folder")])
 def test_a_picture_of_real_images_that_are_missing_is_left(project, capsys, monkeypatch, data, why):
     def fail(argv):
@@ -203,18 +204,22 @@ def test_a_picture_of_real_images_that_are_missing_is_left(project, capsys, monk
     monkeypatch.setattr(tsne, "main", fail)
     change(project, report.FIGURES, ["b.png", "commands"], ["dann.tsne {data}"])
     before = report.read_json(report.FIGURES)
-    assert report.main(["--data", data]) == 0
+    assert report.main(["--data", data] if data else []) == 0
     assert f"report/b.png not redrawn: {why}\n" in capsys.readouterr().out
     assert (project / "report" / "b.png").exists() and report.read_json(report.FIGURES) == before
     change(project, report.FIGURES, ["b.png", "commands"], ["dann.tsne x"])
     with pytest.raises(UserError, match="x: no such folder"):
-        report.main(["--data", data])
+        report.main(["--data", data] if data else [])
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("{", r"a\.template\.md: .*: write a brace of the text twice"),
-    ("}", r"a\.template\.md: Single '}' encountered"),
-    ("{}", r"a\.template\.md: {}: no such value"),
+    ("{", r"a\.template\.md, line 2: .* write a brace of the text twice"),
+    ("}", r"a\.template\.md, line 2: .*Single '}' encountered"),
+    ("{\n}", r"a\.template\.md, line 2: .* write a brace of the text twice"),
+    ("{}", r"a\.template\.md, line 2: {}: no such value"),
+    ("{digits}", r"line 2: {digits}: no such value \(TypeError\('dict, expected a number or a text'\)\)"),
+    ("{full-chain.rows}", r"line 2: {full-chain\.rows}: no such value \(TypeError"),
+    ("{nothing.a}", r"line 2: {nothing\.a}: no such value \(TypeError\('NoneType, expected"),
     ("{tabel.samplers}", r"{tabel\.samplers}: no such value \(FileNotFoundError"),
     ("{table.sampler}", r"{table\.sampler}: no such value \(KeyError\('sampler'\)\)"),
     ("{network.dann}", r"{network\.dann}: no such value \(TypeError"),
@@ -223,7 +228,8 @@ def test_a_picture_of_real_images_that_are_missing_is_left(project, capsys, monk
 ])
 def test_a_wrong_field_is_named_and_nothing_written(project, text, message):
     before = (project / "a.md").read_text()
-    (project / "a.template.md").write_text(f"new text {text}")
+    write_json(project / "report" / "nothing.json", {"a": None})
+    (project / "a.template.md").write_text(f"new\ntext {text}")
     with pytest.raises(UserError, match=message):
         report.main([])
     assert (project / "a.md").read_text() == before

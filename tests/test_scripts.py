@@ -122,6 +122,26 @@ def test_arguments_are_passed_on_as_they_are(recorded, tmp_path, name, expected)
     assert {cwd for cwd, _, _ in calls} == {PROJECT if name == "test.sh" else tmp_path / "some where"}
 
 
+@pytest.mark.parametrize(("name", "flag"), [
+    *(("train_gan.sh", flag) for flag in ("--out X", "--out=X", "--model sagan", "--spectral-norm", "--no-attention",
+                                          "--resume x.pt", "--resume=auto.pt")),
+    *(("train_dann.sh", flag) for flag in ("--out X", "--mode dann", "--recipe=plus", "--no-adversary", "--no-teacher",
+                                           "--resume x.pt"))])
+def test_a_flag_that_does_not_suit_all_trainings_of_a_script_is_one_line_before_the_first(tmp_path, name, flag):
+    python = write_program(tmp_path / "venv" / "bin" / "python", "[[ $1 == -c ]] || echo trains")
+    code, out, err = bash(script(name), "--steps", "2", *flag.split(), "--width", "8", cwd=tmp_path,
+                          VIRTUAL_ENV=str(python.parent.parent))
+    assert (code, out) == (2, "")
+    named = re.split("[ =]", flag)[0]
+    assert re.fullmatch(rf"error: {named} is for one of the networks .*: use python -m (gan|dann)\.train --m.*\n", err)
+
+
+def test_flags_that_suit_all_trainings_of_a_script_pass(recorded):
+    for flags in (["--resume", "auto"], ["--seeds", "0", "1", "--resume=auto", "--target", "svhn"], ["--no-balance"]):
+        for name, trainings in (("train_gan.sh", 2), ("train_dann.sh", 4)):
+            assert [call[-len(flags):] for _, _, call in recorded(script(name), *flags)] == trainings * [flags]
+
+
 def test_modules_are_found_first_in_the_project(recorded):
     for before, expected in ((None, str(PROJECT)), ("/a:/b", f"{PROJECT}:/a:/b")):
         ((_, path, _),) = recorded(script("infer_gan.sh"), "x", PYTHONPATH=before)
@@ -181,8 +201,9 @@ def copy(tmp_path):
 
 
 def bare(copy, **env):
-    return bash(copy / "scripts" / "infer_gan.sh", "x", cwd=copy, VIRTUAL_ENV=None,
-                PATH=f"{copy.parent / 'bin'}:{os.environ['PATH']}", **env)
+    path = f"{copy.parent / 'bin'}:{os.environ['PATH']}"
+    env = {"VIRTUAL_ENV": None, "CONDA_DEFAULT_ENV": None, "PATH": path} | env
+    return bash(copy / "scripts" / "infer_gan.sh", "x", cwd=copy, **env)
 
 
 def test_without_an_environment_one_is_made_once(copy):
@@ -205,6 +226,13 @@ def test_an_old_python_is_one_line(copy):
     error = "error: Python 3.11 or newer is needed, python3 is Python 3.9.1\n"
     assert bare(copy, TOO_OLD="1") == (2, "", error)
     assert not (copy / ".venv").exists()
+
+
+def test_an_environment_of_conda_is_used_unless_it_is_the_base_of_all(copy):
+    write_program(copy.parent / "conda" / "bin" / "python", """[[ $1 == -c ]] || echo conda""")
+    conda = {"CONDA_PREFIX": str(copy.parent / "conda"), "CONDA_DEFAULT_ENV": "faces"}
+    assert bare(copy, **conda)[:2] == (0, "conda\n")
+    assert "[-m gan.inference x]" in bare(copy, **conda | {"CONDA_DEFAULT_ENV": "base"})[1]
 
 
 # For real, with the Python that runs this, from another folder

@@ -17,6 +17,7 @@ from gan import train as gan_train
 
 MODULES = {"gan": gan_train, "diffusion": diffusion_train, "dann": dann_train}
 FLAGS = {"gan": "--model dcgan --width 8", "diffusion": "--width 4", "dann": "--source mnist --target usps"}
+OF_A_START = ("seconds", "out", "resume", "starts")  # in which equal runs may differ
 SMALL = "--data builtin --device cpu --batch-size 4 --log-every 1 --save-every 3 --sample-every 5"
 
 
@@ -30,7 +31,7 @@ def make_small(replace=setattr) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
     replace(domains, "embedded_digits", lambda domain, split: (pixels[:, :28, :28], np.arange(40) % 10))
     replace(synthetic_faces, "faces", lambda split: pixels)
-    replace(run, "plot_curves", lambda run_dir: None)
+    replace(run, "plot_curves", lambda *_: None)
     replace(gan_train, "NUM_IMAGES", 64)
     replace(diffusion_train, "PREVIEW", pipeline.Setting("ddim", 1, 2.0))
     replace(pipeline, "PREVIEW_COLUMNS", 1)
@@ -63,7 +64,7 @@ def bits(value):
 def state(content):
     """Return the bits of a checkpoint or JSON file, without the times and names in which equal runs may differ."""
     if isinstance(content, dict):
-        return {name: state(entry) for name, entry in content.items() if name not in ("seconds", "out", "resume")}
+        return {name: state(entry) for name, entry in content.items() if name not in OF_A_START}
     return bits(content)
 
 

@@ -11,29 +11,24 @@ embedded sets, and so does a domain named `builtin-svhn`, whatever `data` is.
 
 import csv
 import hashlib
-import io
 import logging
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from common.data import domains, synthetic_faces
+from common.data.decode import DECODER_VERSION, SUFFIXES, decode_files, image_names, warn_of_shapes
 from common.errors import UserError
 from common.files import atomic_path
 from common.images import DIGIT_SIZE, FACE_SIZE
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
 _HEADER = ["image_name", "label"]
 _LABELS = {str(digit): digit for digit in range(10)}
-_DECODER_VERSION = "2"  # part of every cache key: increase it when decode_image returns other pixels than before
-_CHUNK = 256  # images per task of the thread pool: one image is too little work for a task
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +41,31 @@ class ImageSet(NamedTuple):
     names: list[str]  # of the files
 
 
+def fingerprint(*sets: ImageSet) -> str:
+    """Return a hash of all pixels and labels: 16 hexadecimal digits. Equal images under other names are equal data."""
+    content = hashlib.sha256()
+    for images, labels, _ in sets:
+        content.update(repr((tuple(images.shape), labels is None)).encode())
+        content.update(images.numpy())
+        content.update(b"" if labels is None else labels.numpy())
+    return content.hexdigest()[:16]
+
+
 def default_data() -> str:
-    """Return `hw2_data` if it exists, first in the working directory, then in the project's; otherwise "builtin"."""
+    """Return `hw2_data`, first in the working directory, then in the project's. Raises UserError if there is none."""
     for folder in (Path("hw2_data"), Path(__file__).resolve().parents[2] / "hw2_data"):
         if folder.is_dir():
             return str(folder)
-    return "builtin"
+    raise UserError("no hw2_data here: build it with `python -m common.prepare --raw DIR`, "
+                    "or type `--data builtin` for the embedded stand-ins")
 
 
-def load_digits(data: str | Path, domain: str, split: str) -> ImageSet:
+def load_digits(data: str | Path, domain: str, split: str, labelled: bool = True) -> ImageSet:
     """Load one split ("train", "val" or "test") of one digit domain at 28x28, from a data folder or "builtin".
 
-    A `domain` named "builtin-NAME" is the embedded stand-in of NAME, whatever `data` is.
+    A `domain` named "builtin-NAME" is the embedded stand-in of NAME, whatever `data` is. If not `labelled`, the labels
+    are None: those of the CSV file are not looked at and may be missing. Without a train.csv, the training images are
+    then those that neither val.csv nor test.csv names.
 
     Raises:
         UserError: an unknown domain, a missing folder or image, or a mistake in the CSV file (with its line).
@@ -67,11 +75,31 @@ def load_digits(data: str | Path, domain: str, split: str) -> ImageSet:
     name, embedded = domains.split_name(domain)
     if embedded or str(data) == "builtin":
         images, labels = domains.embedded_digits(name, split)
-        return _embedded(f"{name} {split}", images, torch.from_numpy(labels))
-    folder = _require_folder(Path(data), f"digits/{name}", f"builtin-{name}")
-    names, labels = _read_csv(folder / f"{split}.csv")
+        return _embedded(f"{name} {split}", images, torch.from_numpy(labels) if labelled else None)
+    folder = _domain_folder(Path(data), name)
+    if labelled or split != "train" or (folder / "train.csv").exists():
+        rows = _read_split(folder / f"{split}.csv", labelled)
+        names, labels = list(rows), torch.tensor([*rows.values()]) if labelled else None
+    else:
+        names, labels = _unnamed_images(folder), None
     images = _load_cached(Path(data), f"digits-{name}-{split}", folder / "data", names, DIGIT_SIZE)
-    return ImageSet(images, torch.tensor(labels), names)
+    return ImageSet(images, labels, names)
+
+
+def has_split(data: str | Path, domain: str, split: str) -> bool:
+    """Return whether `load_digits` can give labelled digits, for scores that are left out otherwise.
+
+    False without the CSV file, if none of its images exists (the coursework's test.csv), or if all labels are empty.
+    Any other flaw is a mistake, of which `load_digits` tells. An embedded set has every split.
+    """
+    name, embedded = domains.split_name(domain)
+    if embedded or str(data) == "builtin":
+        return True
+    path = _domain_folder(Path(data), name) / f"{split}.csv"
+    if not path.exists():
+        return False
+    rows, present = [row for _, row in _read_csv(path, labelled=False)], _present(path.parent)
+    return not rows or (any(name in present for name, *_ in rows) and any(any(rest) for _, *rest in rows))
 
 
 def load_faces(data: str | Path, split: str) -> ImageSet:
@@ -80,49 +108,31 @@ def load_faces(data: str | Path, split: str) -> ImageSet:
         raise ValueError(f"got split {split!r}, expected 'train' or 'val'")
     if str(data) == "builtin":
         return _embedded(f"face {split}", synthetic_faces.faces(split), None)
-    folder = _require_folder(Path(data), f"face/{split}", "builtin")
+    folder = _require_folder(Path(data), f"face/{split}", prepared=True, stand_in="builtin")
     names = _list_images(folder)
     return ImageSet(_load_cached(Path(data), f"face-{split}", folder, names, FACE_SIZE), None, names)
 
 
 def load_folder(folder: str | Path, size: int) -> ImageSet:
-    """Load all images of any folder, sorted by name, without labels or cache; a broken image is a UserError."""
+    """Load all images of any folder, sorted by name, without labels or cache; a broken image is a UserError.
+
+    They should have `size` already: a warning tells how many do not.
+    """
     names = _list_images(Path(folder))
-    return ImageSet(torch.from_numpy(_decode_strictly(Path(folder), names, size)), None, names)
+    images, sides = _decode_strictly(Path(folder), names, size)
+    warn_of_shapes(str(folder), images, sides, exact=True)
+    return ImageSet(torch.from_numpy(images), None, names)
 
 
 def load_readable(folder: str | Path, size: int) -> tuple[ImageSet, list[tuple[str, str]]]:
-    """Like load_folder, but leave out broken images and return them as (name, reason) pairs."""
+    """Load the images of any folder and any size; leave out broken ones and return them as (name, reason) pairs."""
     names = _list_images(Path(folder))
-    images, reasons = _decode(Path(folder), names, size)
+    images, sides, reasons = decode_files(Path(folder), names, size)
     if reasons:  # without a broken image, this would only copy them all
         good = [row for row, name in enumerate(names) if name not in reasons]
-        images, names = images[good], [names[row] for row in good]
+        images, sides, names = images[good], sides[good], [names[row] for row in good]
+    warn_of_shapes(str(folder), images, sides, exact=False)
     return ImageSet(torch.from_numpy(images), None, names), sorted(reasons.items())
-
-
-def decode_image(source: str | Path | bytes, size: int) -> np.ndarray:
-    """Decode one image file, a path or its bytes, to RGB: (size, size, 3) uint8. All files are decoded here.
-
-    Grey becomes three equal channels, and 16-bit grey keeps its upper byte. Palette colours are looked up, and
-    alpha is dropped, as torchvision's loader does. EXIF rotation is applied, and an animation gives its first frame.
-    An image of another size is resized, bilinear with antialiasing.
-
-    Raises:
-        ValueError: not an image, or a damaged one. The message is the reason, without the file name.
-    """
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.mode.startswith("I"):  # convert() would clip 16 bits at 255
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            elif image.mode == "P":  # through RGBA: Pillow warns when it converts a transparent palette to RGB
-                image = image.convert("RGBA")
-            image = ImageOps.exif_transpose(image.convert("RGB"))
-            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    except Image.UnidentifiedImageError:
-        raise ValueError("not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
 
 
 def _embedded(what: str, images: np.ndarray, labels: torch.Tensor | None) -> ImageSet:
@@ -131,81 +141,131 @@ def _embedded(what: str, images: np.ndarray, labels: torch.Tensor | None) -> Ima
     return ImageSet(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, names)
 
 
-def _require_folder(data: Path, part: str, stand_in: str) -> Path:
+def _domain_folder(data: Path, name: str) -> Path:
+    domain = domains.DOMAINS[name]
+    return _require_folder(data, f"digits/{name}", bool(domain.read), f"builtin-{name}" if domain.paint else None)
+
+
+def _require_folder(data: Path, part: str, prepared: bool, stand_in: str | None) -> Path:
     """Return the folder `data/part`, or raise a UserError that says how to get it."""
-    cure = f"build it with `python -m common.prepare --raw DIR --out {data}`, or use"
+    build = f"build it with `python -m common.prepare --raw DIR --out {data}`"
     if not data.is_dir():
-        raise UserError(f"no data folder {data}: {cure} `--data builtin`")
+        raise UserError(f"no data folder {data}: {build}, or use `--data builtin`")
     if not (data / part).is_dir():
-        raise UserError(f"{data} has no {part}: {cure} the embedded set ({stand_in})")
+        cure = build if prepared else "make it as docs/data.md says"
+        cure += f", or use the embedded set ({stand_in})" if stand_in else ""
+        raise UserError(f"{data} has no {part}: {cure}")
     return data / part
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[int]]:
-    """Read `image_name,label` rows; the images are in the folder `data` beside the file."""
-    rows: dict[str, int] = {}  # in the order of the file
+def _present(folder: Path) -> set[str]:
+    """Return the names in the folder `data` of a domain's folder."""
     try:
-        present = set(os.listdir(path.parent / "data"))
+        return set(os.listdir(folder / "data"))
+    except OSError as error:
+        raise _lacking(folder / "data", error) from None
+
+
+def _lacking(path: Path, error: OSError) -> UserError:
+    """Return the error for a part of a domain's folder that is missing or cannot be read."""
+    what = f"no {path}" if isinstance(error, FileNotFoundError) else f"cannot read {path} ({error.strerror})"
+    return UserError(f"{what}: a domain needs the images in data/ and train.csv, val.csv beside it (see docs/data.md)")
+
+
+def _read_csv(path: Path, labelled: bool) -> list[tuple[str, list[str]]]:
+    """Read a CSV file; return the place (file and line) and the fields of each row below the header."""
+    try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            if next(reader, None) != _HEADER:
+            header = next(reader, [])
+            if header != _HEADER and (labelled or header[:1] != _HEADER[:1]):
                 raise UserError(f"{path} line 1: no header: the first line must be `{','.join(_HEADER)}`")
-            for row in filter(None, reader):  # a blank line is not a row
-                where = f"{path} line {reader.line_num}"
-                if len(row) != 2:
-                    raise UserError(f"{where}: {len(row)} fields: write `image_name,label`")
-                name, label = row
-                if name not in present:  # this also rejects a path that leads out of the folder
-                    raise UserError(f"{where}: no image {name!r} in {path.parent}/data: add it, or remove the row")
-                if label not in _LABELS:
-                    raise UserError(f"{where}: bad label {label!r}: write a digit from 0 to 9")
-                if name in rows:
-                    raise UserError(f"{where}: {name} has a row already: remove one of the two")
-                rows[name] = _LABELS[label]
-    except FileNotFoundError as error:
-        raise UserError(f"no {error.filename}: restore it, or delete {path.parent} and prepare it again") from None
+            return [(f"{path} line {reader.line_num}", row) for row in reader if row]  # a blank line is not a row
+    except OSError as error:
+        raise _lacking(path, error) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV text file ({error}): save it as UTF-8 CSV") from None
+
+
+def _read_split(path: Path, labelled: bool) -> dict[str, int | None]:
+    """Read `image_name,label` rows, in the order of the file; the images are in the folder `data` beside it."""
+    rows, present = {}, _present(path.parent)
+    for where, (name, *rest) in _read_csv(path, labelled):
+        if labelled and len(rest) != 1:
+            raise UserError(f"{where}: {1 + len(rest)} fields: write `image_name,label`")
+        if name not in present:  # this also rejects a path that leads out of the folder
+            raise UserError(f"{where}: no image {name!r} in {path.parent}/data: add it, or remove the row")
+        if labelled and rest[0] not in _LABELS:
+            raise UserError(f"{where}: bad label {rest[0]!r}: write a digit from 0 to 9")
+        if name in rows:
+            raise UserError(f"{where}: {name} has a row already: remove one of the two")
+        rows[name] = _LABELS[rest[0]] if labelled else None
     if not rows:
         raise UserError(f"{path}: no rows after the header: add `image_name,label` rows")
-    return list(rows), list(rows.values())
+    return rows
+
+
+def _unnamed_images(folder: Path) -> list[str]:
+    """Return the images of a domain that are held out by neither val.csv nor test.csv."""
+    others = [path for path in (folder / "val.csv", folder / "test.csv") if path.exists()]
+    held_out = {row[0] for path in others for _, row in _read_csv(path, labelled=False)}
+    names = [name for name in _list_images(folder / "data") if name not in held_out]
+    if not names:
+        raise UserError(f"{folder}/data holds no images but those of val.csv and test.csv: add images to train with")
+    log.info("no %s/train.csv: all %d images that val.csv and test.csv do not name are used", folder, len(names))
+    return names
 
 
 def _list_images(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}: give an existing folder of images")
-    with os.scandir(folder) as entries:  # a leading dot marks a file of the system, such as macOS's ._x.png
-        names = sorted(e.name for e in entries if e.name.lower().endswith(SUFFIXES) and e.name[0] != ".")
+    """Return the names of the images in a folder, sorted. Raises UserError if there are none or a name is not UTF-8."""
+    try:
+        with os.scandir(folder) as entries:
+            names = image_names(folder, [entry.name + "/" * entry.is_dir() for entry in entries])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no folder {folder}: give an existing folder of images") from None
+    except OSError as error:
+        raise UserError(f"cannot read {folder} ({error.strerror}): give a folder of images") from None
     if not names:
         raise UserError(f"{folder} holds no images: put files named {', '.join(SUFFIXES)} there")
+    for name in names:
+        if name != name.encode(errors="ignore").decode():  # neither a CSV file nor a terminal can show it
+            raise UserError(f"{folder}: the file name {name!r} is not UTF-8: rename it")
     return names
+
+
+def _cache_folders(data: Path) -> Iterator[Path]:
+    yield data / ".cache"
+    try:  # for a data folder that cannot be written
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user may have no home
+        return
+    yield home / "hw2" / hashlib.sha256(os.fsencode(data.resolve())).hexdigest()[:16]
 
 
 def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int) -> torch.Tensor:
     """Load the images `names` of `folder` from the cache; if it is missing or stale, decode them and cache them."""
     start = time.perf_counter()
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hw2"
-    data_id = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]
     file_name = f"{key}-{_fingerprint(folder, names, size)}.npy"
-    # The second place is for a data folder that cannot be written.
-    paths = data / ".cache" / file_name, user_cache / data_id / file_name
+    paths = [place / file_name for place in _cache_folders(data)]
     for path in paths:
         try:
-            images, how = np.load(path), "cached"
+            with open(path, "rb") as file:
+                images, sides, how = np.load(file), np.load(file), "cached"
             break
         except (OSError, ValueError, EOFError):  # missing or damaged
             continue
     else:
-        images = _decode_strictly(folder, names, size)
-        how = "decoded" if any(_store(path, key, images) for path in paths) else "not cached"
+        images, sides = _decode_strictly(folder, names, size)
+        how = "decoded" if any(_store(path, key, images, sides) for path in paths) else "not cached"
     rate = len(images) / (time.perf_counter() - start)
     log.info("%s: %d images, %.0f images/s (%s)", key, len(images), rate, how)
+    warn_of_shapes(key, images, sides, exact=False)
     return torch.from_numpy(images)
 
 
 def _fingerprint(folder: Path, names: list[str], size: int) -> str:
     """Return a hash that changes when an image is replaced, added, removed or moved."""
-    listing = hashlib.sha256(f"{_DECODER_VERSION}\n{size}".encode())
+    listing = hashlib.sha256(f"{DECODER_VERSION}\n{size}".encode())
     try:
         for name in names:
             stat = os.stat(f"{folder}/{name}")  # three times as fast as Path.stat
@@ -216,11 +276,12 @@ def _fingerprint(folder: Path, names: list[str], size: int) -> str:
     return listing.hexdigest()[:16]
 
 
-def _store(path: Path, key: str, images: np.ndarray) -> bool:
+def _store(path: Path, key: str, *arrays: np.ndarray) -> bool:
     """Write a cache file atomically and remove stale files of the same key; return whether it was written."""
     try:
         with atomic_path(path, writer=str(os.getpid())) as partial, open(partial, "wb") as file:
-            np.save(file, images)
+            for array in arrays:
+                np.save(file, array)
         for stale in set(path.parent.glob(f"{key}-*.npy")) - {path}:
             stale.unlink(missing_ok=True)
         return True
@@ -228,24 +289,8 @@ def _store(path: Path, key: str, images: np.ndarray) -> bool:
         return False
 
 
-def _decode(folder: Path, names: list[str], size: int) -> tuple[np.ndarray, dict[str, str]]:
-    """Decode files in threads; return (N, 3, size, size) uint8, and the reason for each broken file, by name."""
-    images, reasons = np.zeros((len(names), 3, size, size), np.uint8), {}
-
-    def decode_chunk(start: int) -> None:
-        for row in range(start, min(start + _CHUNK, len(names))):
-            try:
-                images[row] = decode_image(f"{folder}/{names[row]}", size).transpose(2, 0, 1)
-            except ValueError as error:
-                reasons[names[row]] = str(error)
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(decode_chunk, range(0, len(names), _CHUNK)))
-    return images, reasons
-
-
-def _decode_strictly(folder: Path, names: list[str], size: int) -> np.ndarray:
-    images, reasons = _decode(folder, names, size)
+def _decode_strictly(folder: Path, names: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    images, sides, reasons = decode_files(folder, names, size)
     for name in filter(reasons.get, names):  # the first broken one
         raise UserError(f"broken image {folder / name} ({reasons[name]}): replace it or remove it")
-    return images
+    return images, sides

@@ -5,14 +5,14 @@ raises Missing for a missing file and UserError for a damaged one. `common.prepa
 """
 
 import gzip
-import io
+import logging
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from common.data.decode import open_rgb
 from common.data.raw_files import Missing, reading, require
 from common.errors import UserError
 from common.images import DIGIT_SIZE
@@ -32,6 +32,9 @@ USPS_FILES = ((f"{_USPS}usps.bz2", "USPS", "ec16c51db3855ca6c91edd34d0e9b197"),
               (f"{_USPS}usps.t.bz2", "USPS", "8ea070ee2aca1ac39742fdd1ef5ed118"))
 SVHN_FILES = ((f"{_SVHN}train_32x32.mat", "SVHN", "e26dedcc434d2e4c54c9b2d4a06d8373"),
               (f"{_SVHN}test_32x32.mat", "SVHN", "eb5a983be6a315427106f1b164d9cef3"))
+
+
+log = logging.getLogger(__name__)
 
 
 class Digits(NamedTuple):
@@ -116,11 +119,11 @@ def read_photos(raw: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Read BSDS500 (Arbelaez et al. 2011): (H, W, 3) uint8 photographs, some for train and some for test digits."""
     folder, archive = raw / "BSDS500" / "data" / "images", raw / Path(_BSDS).name
     with reading(folder):
-        blobs = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("*/*.jpg")}
+        blobs = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in folder.glob("*/[!.]*.jpg")}
     if not blobs and archive.exists():
         with reading(archive), tarfile.open(archive) as tar:
             for member in tar:
-                if "/data/images/" in member.name and member.name.endswith(".jpg"):
+                if "/data/images/" in member.name and member.name.endswith(".jpg") and "/." not in member.name:
                     blobs["/".join(member.name.split("/")[-2:])] = tar.extractfile(member).read()
     train = sorted(name for name in blobs if name.startswith("train/"))
     test = sorted(name for name in blobs if name.startswith(("val/", "test/")))
@@ -130,15 +133,16 @@ def read_photos(raw: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
         both = train + test
         cut = min(round(0.8 * len(both)), len(both) - 1)
         train, test = both[:cut], both[cut:]
-        print(f"mnistm: only one folder of photographs: the test digits get its last {len(test)} by name")
+        log.warning("mnistm: only one folder of photographs: the test digits get its last %d by name", len(test))
     return [_photo(name, blobs[name]) for name in train], [_photo(name, blobs[name]) for name in test]
 
 
 def _photo(name: str, blob: bytes) -> np.ndarray:
-    with reading(f"photograph {name}"), Image.open(io.BytesIO(blob)) as image:
+    with reading(f"photograph {name}"):
+        image = open_rgb(blob)
         if min(image.size) < DIGIT_SIZE:
             raise ValueError(f"smaller than {DIGIT_SIZE}x{DIGIT_SIZE}")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image)
 
 
 def _digits(path: Path, images: np.ndarray, labels: np.ndarray) -> Digits:

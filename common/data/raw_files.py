@@ -59,8 +59,19 @@ def reading(path: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each reader raises exceptions of its own for a damaged file
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if _is_web_page(path):
+            reason = f"a web page, not a {Path(path).suffix[1:] or 'data file'}"
         raise UserError(f"cannot read {path} ({reason}): damaged or incomplete, download it again") from None
+
+
+def _is_web_page(path: Path | str) -> bool:
+    """Return whether a file begins like HTML: a login page, say, that was saved under the name of a download."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(99).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    except OSError:  # a folder, or a member of an archive
+        return False
 
 
 def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,12 @@
 
 import argparse
 import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,23 +82,54 @@ def test_inference_commands_may_do_without_precision():
     assert vars(parser.parse_args([])) == {"device": "auto", "debug": False}
 
 
-def settings(**more):
-    return argparse.Namespace(batch_size=8, steps=100, epochs=None, **more)
+def test_the_last_flag_of_help_is_debug_and_defaults_are_shown(capsys):
+    with pytest.raises(SystemExit):
+        training_parser().parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert text.rstrip().endswith("--debug               show the traceback of a mistake")
+    for flag, default in (("--seed N", "0"), ("--log-every STEPS", "50"), ("--batch-size N", "8"),
+                          ("--device {auto,cpu,cuda}", "auto"), ("--lr-schedule", "linear"),
+                          ("--data DIR", "hw2_data")):
+        part = " ".join(text[text.rindex(f"  {flag}"):].split("  --")[1].split())
+        assert f"default: {default})" in part, flag
 
 
-def test_epochs_become_steps_of_whole_batches():
-    args = settings()
-    cli.resolve_steps(args, 8)
+def test_epochs_become_steps_of_whole_batches_and_settings_are_printed(capsys):
+    args = training_parser().parse_args(["--data", "x"])
+    cli.settle(args, 8)
     assert args.steps == 100
-    args.epochs = 3
-    cli.resolve_steps(args, 30)
+    args = training_parser().parse_args(["--data", "x", "--epochs", "3", "--seed", "0"])
+    cli.settle(args, 30)
     assert args.steps == 3 * 3
+    chosen, default = capsys.readouterr().out.splitlines()[-2:]
+    assert chosen == "chosen: data=x epochs=3 steps=9"
+    assert "batch_size=8" in default and "seed=0" in default and "debug" not in default
     with pytest.raises(UserError, match=r"--batch-size 8 is larger than the training set \(7 images\)"):
-        cli.resolve_steps(settings(), 7)
+        cli.settle(args, 7)
 
 
-def test_settings_are_one_sorted_line():
-    assert cli.describe({"b": 1, "a": "x"}) == "a=x b=1"
+def test_auto_is_replaced_by_what_it_stands_for(monkeypatch):
+    args = training_parser().parse_args(["--data", "x", "--device", "cpu"])
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert cli.select(args) == (torch.device("cpu"), torch.bfloat16)
+    assert (args.device, args.precision) == ("cpu", "bf16")
+
+
+def test_a_resumed_run_takes_its_settings_and_flags_win(tmp_path):
+    def parse(*argv):
+        return cli.parse_training_args(training_parser(), [*argv, "--resume", "auto"], lambda args: tmp_path)
+
+    (tmp_path / "args.json").write_text(json.dumps({"steps": 9, "epochs": 3, "batch_size": 2, "data": "y", "out": "old",
+                                                    "resume": None, "device": "cuda", "foreign": 1}))
+    args = parse("--batch-size", "4")
+    assert (args.steps, args.batch_size, args.data) == (9, 4, "y")
+    assert (args.epochs, args.out, args.resume, args.device) == (None, tmp_path, "auto", "auto")
+    assert "steps=9" in cli.describe(args).splitlines()[0]  # chosen once
+    assert not hasattr(args, "foreign")
+    assert parse("--epochs", "2").epochs == 2
+    (tmp_path / "args.json").write_text("[]")
+    with pytest.raises(UserError, match="expected the settings of a run"):
+        parse()
 
 
 @pytest.mark.parametrize(("result", "code"), [(0, 0), (None, None), (2, 2)])
@@ -107,7 +144,7 @@ def test_a_command_exits_with_its_result(result, code):
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"),
      "error: [Errno 28] No space left on device: '/x/y'\n"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-     "error: the GPU's memory is full: use a smaller --batch-size, or --precision bf16\n"),
+     "error: the GPU's memory is full: use --precision bf16, --device cpu, or a smaller --batch-size to train\n"),
 ])
 def test_a_mistake_is_one_line_on_stderr_and_code_2(capsys, error, line):
     def main():
@@ -120,14 +157,31 @@ def test_a_mistake_is_one_line_on_stderr_and_code_2(capsys, error, line):
     assert (out, err) == ("", line)
 
 
-def test_ctrl_c_is_silent(capsys):
+def test_ctrl_c_is_one_line(capsys):
     def main():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
         cli.run_main(main)
     assert end.value.code == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_an_error_without_a_name_is_not_blamed_on_standard_output(capsys):
+    def main():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(SystemExit):
+        cli.run_main(main)
+    assert capsys.readouterr().err == "error: input or output failed: [Errno 5] Input/output error\n"
+
+
+def test_ctrl_c_during_the_imports_of_a_command_shows_no_traceback(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")  # imported first
+    project = Path(cli.__file__).resolve().parent.parent
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-m", "gan.train"], cwd=project, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_our_own_mistakes_keep_their_traceback():

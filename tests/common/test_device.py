@@ -75,5 +75,5 @@ def test_place_orders_convolutions_channels_last_and_keeps_the_numbers():
 
 
 def test_the_machine_is_described_in_one_line():
-    text = device.describe_machine()
+    text = device.describe_machine(CPU)
     assert text and "\n" not in text

@@ -25,6 +25,7 @@ def test_all_is_missing_from_a_new_folder(tmp_path):
 
 def test_what_these_settings_made_is_not_made_again(folder):
     (folder / ".0.png.partial").write_bytes(b"cut short")
+    (folder / ".DS_Store").write_bytes(b"of the system")
     assert missing_images(folder, NAMES, "seed=0") == [0, 2]
     assert missing_images(folder, ["1.png"], "seed=0") == []
 
@@ -37,7 +38,7 @@ def test_other_settings_other_names_and_other_peoples_files_are_refused(folder):
 
     assert "1.png" in refused(stamp="seed=1")
     assert "1.png" in refused(names=["0.png"])
-    for name, data in (("notes.txt", b"hello"), ("0.png", b"not a picture"), (".hidden", b"")):
+    for name, data in (("notes.txt", b"hello"), ("0.png", b"not a picture"), ("2.png", b"")):
         (folder / name).write_bytes(data)
         assert name in refused()
         (folder / name).unlink()
@@ -51,6 +52,35 @@ def test_other_settings_other_names_and_other_peoples_files_are_refused(folder):
 def test_a_file_is_no_folder(folder):
     with pytest.raises(UserError, match="is a file"):
         missing_images(folder / "1.png", NAMES, "seed=0")
+
+
+@pytest.mark.parametrize("name", ["faces.png", "faces.JPG", "faces.gif"])
+def test_the_name_of_a_picture_is_not_that_of_a_folder(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name} is the name of one picture.*--grid"):
+        generate_folder(tmp_path / name, NAMES, "seed=0", None, 3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda content: content[:len(content) * 3 // 4],
+                                    lambda content: content[:-20] + bytes(8) + content[-12:]])
+def test_a_damaged_image_is_made_again(damage, folder):
+    """With the stamp of these settings, which stands before the pixels."""
+    path = folder / "1.png"
+    path.write_bytes(damage(path.read_bytes()))
+    assert missing_images(folder, NAMES, "seed=0") == [0, 1, 2]
+    with pytest.raises(UserError, match="was not made by this command"):
+        missing_images(folder, NAMES, "seed=1")
+
+
+def test_ctrl_c_says_how_many_images_are_done(tmp_path):
+    def generate(indices):
+        if indices.start:
+            raise KeyboardInterrupt
+        return torch.zeros(len(indices), 3, 2, 2, dtype=torch.uint8)
+
+    with pytest.raises(KeyboardInterrupt, match=r"^2 of 3 images are in .*out; the same command continues$"):
+        generate_folder(tmp_path / "out", NAMES, "seed=0", generate, 2)
+    assert missing_images(tmp_path / "out", NAMES, "seed=0") == [2]
 
 
 def test_an_image_comes_from_the_same_whole_batch_whatever_is_missing(tmp_path):

@@ -17,13 +17,13 @@ def test_read_metrics_leaves_out_a_cut_line(tmp_path):
 
 
 def test_curves_are_a_picture_with_a_panel_a_metric(tmp_path):
-    plot_curves(tmp_path)
+    plot_curves(tmp_path, [])
     assert not (tmp_path / "curves.png").exists()  # nothing to draw
     sizes = []
     for count in (1, 3, 4):
         rows = [{"step": s} | {f"m{i}": s * i for i in range(count)} for s in (1, 2, 3)]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        plot_curves(tmp_path)
+        plot_curves(tmp_path, [])
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.format == "PNG"
             assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 2  # not blank
@@ -41,11 +41,20 @@ def test_a_moving_average_is_over_a_tenth_of_the_rows(values, expected):
     assert moving_average(values).tolist() == pytest.approx(expected)
 
 
+def test_curves_mark_where_a_run_was_resumed(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "a": 1.0}) + "\n" for s in range(1, 9)))
+    pictures = []
+    for resumes in ([], [3], [3, 5]):
+        plot_curves(tmp_path, resumes)
+        pictures.append((tmp_path / "curves.png").read_bytes())
+    assert len(set(pictures)) == 3
+
+
 def test_curves_that_cannot_be_written_are_one_line(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1}\n')
     (tmp_path / "curves.png").mkdir()
     with pytest.raises(UserError, match=r"curves\.png: cannot write \(Is a directory\)"):
-        plot_curves(tmp_path)
+        plot_curves(tmp_path, [])
     assert sorted(os.listdir(tmp_path)) == ["curves.png", "metrics.jsonl"]
 
 
@@ -53,6 +62,6 @@ def test_curves_that_cannot_be_written_are_one_line(tmp_path):
                                   '{"step": 1, "a": 1, "b": 2}\n{"step": 2, "a": 1}\n'])
 def test_curves_stand_a_metric_that_is_not_in_every_row(rows, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(rows)
-    plot_curves(tmp_path)
+    plot_curves(tmp_path, [])
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (800, 260)

@@ -139,11 +139,11 @@ def test_mnistm_is_the_difference_between_photo_and_digit(raw, out):
     assert len(spots) > TRAIN / 2 and max(spots)[0] > 9 and max(left for _, left in spots) > 25
 
 
-def test_one_folder_of_photographs_is_split_by_name(tmp_path, out, capsys):
+def test_one_folder_of_photographs_is_split_by_name(tmp_path, out, caplog):
     write_mnist(tmp_path)
     write_photos(tmp_path, folders=["val"])
     run(tmp_path, out)
-    assert "the test digits get its last 1 by name" in capsys.readouterr().out
+    assert "the test digits get its last 1 by name" in caplog.text
     reds = {split: load_digits(out, "mnistm", split).images[:, 0, :9].numpy() for split in ("train", "test")}
     assert reds["train"].max() < 220 < reds["test"].min()  # 160 and 200 against 240
 
@@ -173,12 +173,17 @@ def test_faces_of_the_right_size_are_copied_byte_for_byte(tmp_path, out):
     assert len(load_faces(out, "val").images) == 4
 
 
+@pytest.mark.parametrize("kaggle", [True, False])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_celeba_follows_its_official_partition(tmp_path, out, zipped):
+def test_celeba_follows_its_official_partition(tmp_path, out, zipped, kaggle, caplog):
     folder = tmp_path / "celeba"
     folder.mkdir()
     blobs = {f"{i:06d}.jpg": face((178, 218), 20 * i) for i in range(1, 6)}
-    (folder / "list_eval_partition.txt").write_text("".join(f"{n} {i % 3}\n" for i, n in enumerate(blobs)))
+    text = "".join(f"{n} {i % 3}\n" for i, n in enumerate(blobs))
+    if kaggle:
+        (folder / "list_eval_partition.csv").write_text("image_id,partition\n" + text.replace(" ", ","))
+    else:
+        (folder / "list_eval_partition.txt").write_text(text)
     if zipped:
         with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
             for name, blob in blobs.items():
@@ -190,6 +195,7 @@ def test_celeba_follows_its_official_partition(tmp_path, out, zipped):
     run(tmp_path, out)
     assert load_faces(out, "train").images[:, 0, 0, 0].tolist() == [20, 80]
     assert load_faces(out, "val").images[:, 0, 0, 0].tolist() == [40, 100]
+    assert "1 of 5 images are left out: neither train nor val" in caplog.text
 
 
 def test_another_zip_beside_celeba_needs_no_partition(tmp_path, out):
@@ -209,6 +215,19 @@ def test_any_folder_of_faces(raw, out, tmp_path):
     assert len(train) == 8 and sorted(train + val) == [20 * i for i in range(10)]
     with pytest.raises(UserError, match="no folder or zip"):
         run(raw, out, "--faces", str(tmp_path / "absent"))
+
+
+def test_faces_of_ones_own_come_first_and_need_no_raw_folder(tmp_path, raw, capsys, monkeypatch):
+    write_lfwcrop(tmp_path)
+    faces = str(tmp_path / "lfwcrop" / "face.zip")
+    prepare.main(["--faces", faces, "--out", str(tmp_path / "alone")])
+    assert capsys.readouterr().out == "made face: 3 train, 4 val\n"
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["face"]
+    run(raw, tmp_path / "all", "--faces", faces)
+    assert capsys.readouterr().out.splitlines()[0] == "made face: 3 train, 4 val"
+    for flags in ([], ["--download"], ["--faces", faces, "--download"]):
+        with pytest.raises(UserError, match="--raw is missing"):
+            prepare.main(flags)
 
 
 def test_a_zip_writes_nowhere_but_into_the_set(tmp_path, out, raw):
@@ -311,6 +330,38 @@ def test_a_truncated_file_is_named_and_nothing_half_built_remains(raw, out, name
         run(raw, out)
     assert Path(name).name in str(caught.value) and "\n" not in str(caught.value)
     assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+def test_the_sets_after_a_damaged_one_are_built(raw, out, capsys):
+    for write in (write_usps, write_svhn, write_lfwcrop):
+        write(raw)
+    for name in ("MNIST/raw/t10k-labels-idx1-ubyte.gz", "USPS/usps.bz2"):
+        (raw / name).write_bytes(b"text")
+    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte"):
+        run(raw, out)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["fail mnist", "fail mnistm", "fail usps", "made digits/svhn",
+                                                      "made face"]
+    assert "usps.bz2" in lines[2] and len(load_faces(out, "train").images) == 3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lfwcrop/face.zip", "zip"), ("SVHN/test_32x32.mat", "mat"),
+                                            ("MNIST/raw/t10k-labels-idx1-ubyte.gz", "gz")])
+def test_a_web_page_under_the_name_of_a_download_is_called_one(raw, out, name, kind):
+    write_svhn(raw)
+    write_lfwcrop(raw)
+    (raw / name).write_bytes(b"\n<!DOCTYPE HTML><title>Log in</title>")
+    with pytest.raises(UserError, match=rf"{name} \(a web page, not a {kind}\): .* download it again"):
+        run(raw, out)
+
+
+def test_an_unreadable_raw_file_is_not_called_unwritable(raw, out, monkeypatch):
+    def refused(raw, seed):
+        raise PermissionError(errno.EACCES, "Permission denied", str(raw / "MNIST"))
+
+    monkeypatch.setattr(prepare, "DOMAINS", {"mnist": DOMAINS["mnist"]._replace(read=refused)})
+    with pytest.raises(UserError, match=r"cannot read .*MNIST \(Permission denied\)"):
+        run(raw, out)
 
 
 def test_a_full_disk_is_not_blamed_on_the_raw_file(raw, out, monkeypatch):

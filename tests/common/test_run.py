@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,13 @@ from common.release import write_weights
 from common.run import Run
 from common.run_folder import RunFolder
 
+SETTINGS = {"resume": None, "steps": 4, "batch_size": 2, "log_every": 2, "save_every": 4, "seed": 0, "lr": 0.1,
+            "lr_schedule": "linear", "width": 3, "data": "here", "dry_run": False}
 
-def make_run(out, model, **settings):
-    settings = {"out": out, "resume": None, "steps": 4, "batch_size": 2, "log_every": 2, "save_every": 4, "seed": 0,
-                "lr": 0.1, **settings}
-    return Run(out, "test/run", settings, {"width": 3}, {"model": model}, model)
+
+def make_run(out, model, data="1234", **settings):
+    settings = SETTINGS | {"out": out} | settings
+    return Run(out, "test/run", settings, {"width": 3}, {"model": model}, model, {"data": data})
 
 
 def train(run):
@@ -78,13 +81,116 @@ def test_due_and_the_name_of_the_picture(tmp_path):
     assert run.sample_path() == tmp_path / "run" / "samples" / "0000007.png"
 
 
-def test_a_larger_steps_goes_on(finished, tmp_path, capsys):
+def test_a_longer_plan_another_rate_and_precision_are_said_and_kept(finished, tmp_path, capsys):
     before = checkpoint.load(finished / "last.pt")["weights"]
     model = nn.Linear(2, 3)
-    train(make_run(tmp_path / "longer", model, resume=str(finished / "last.pt"), steps=6))
-    assert "at step 4" in capsys.readouterr().out
+    train(make_run(tmp_path / "longer", model, resume=str(finished / "last.pt"), steps=6, lr=0.01))
+    out = capsys.readouterr().out
+    assert "at step 4" in out and "lr: 0.1 until step 4, 0.01 from here on" in out
+    assert "a linear schedule depends on --steps: the learning rate jumps" in out
     assert torch.equal(model.weight, before["weight"])
     assert json.loads((tmp_path / "longer" / "done").read_text())["steps"] == 6
+    starts = json.loads((tmp_path / "longer" / "versions.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 4]
+    assert (starts[1]["lr"], starts[1]["steps"]) == (0.01, 6) and "lr" not in starts[0]
+    assert checkpoint.load(tmp_path / "longer" / "last.pt")["starts"] == starts
+
+
+def test_a_constant_rate_does_not_jump(tmp_path, capsys):
+    out = tmp_path / "run"
+    train(make_run(out, nn.Linear(2, 3), lr_schedule="constant"))
+    train(make_run(out, nn.Linear(2, 3), lr_schedule="constant", steps=6, resume="auto"))
+    assert "jumps" not in capsys.readouterr().out
+
+
+def test_a_finished_run_that_is_started_again_stays_as_it_is(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    train(make_run(out, nn.Linear(2, 3), resume="auto"))
+    assert [(out / name).read_text() for name in ("done", "metrics.jsonl")] == [
+        (finished / name).read_text() for name in ("done", "metrics.jsonl")]
+    assert len(json.loads((out / "versions.json").read_text())["starts"]) == 1
+
+
+def test_fewer_steps_than_are_done_are_refused(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match=r"is at step 4, got --steps 3: give at least 4"):
+        make_run(out, nn.Linear(2, 3), resume="auto", steps=3)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_data_are_compared_by_their_content_and_not_by_their_name(finished, tmp_path):
+    resume = {"resume": str(finished / "last.pt")}
+    make_run(tmp_path / "renamed", nn.Linear(2, 3), **resume, data="1234").folder.release()
+    with pytest.raises(UserError, match=r"trained with another content of --data, got there: resume with the same"):
+        Run(tmp_path / "replaced", "test/run", SETTINGS | resume | {"data": "there"}, {},
+            {"model": (model := nn.Linear(2, 3))}, model, {"data": "5678"})
+
+
+@pytest.mark.parametrize("name", ["last.pt", "metrics.jsonl", "done", "result.json", "curves.png"])
+def test_files_of_something_else_are_not_taken_for_a_run(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    for resume in (None, "auto"):
+        with pytest.raises(UserError, match=f"has {name}, but not of a run: name another --out"):
+            make_run(tmp_path, nn.Linear(2, 3), resume=resume)
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_is_not_continued_over_another_one(finished, tmp_path):
+    other = tmp_path / "other"
+    train(make_run(other, nn.Linear(2, 3)))
+    before = (other / "last.pt").read_bytes()
+    with pytest.raises(UserError, match="other already holds a run"):
+        make_run(other, nn.Linear(2, 3), resume=str(finished / "last.pt"), steps=6)
+    with pytest.raises(UserError, match="holds a run of another command"):
+        Run(other, "test/run", {"resume": "auto", "dry_run": False},
+            {}, {"model": (model := nn.Linear(2, 3))}, model, {})
+    assert (other / "last.pt").read_bytes() == before
+    make_run(other, nn.Linear(2, 3), resume=str(other / "last.pt"), steps=6)  # its own
+
+
+def test_pictures_of_an_abandoned_continuation_go(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "samples").mkdir()
+    for name in ("0000004.png", "0000005.png", "mine.png"):
+        (out / "samples" / name).write_text("")
+    make_run(out, nn.Linear(2, 3), resume="auto", steps=9)
+    assert sorted(os.listdir(out / "samples")) == ["0000004.png", "mine.png"]
+
+
+def test_a_dry_run_times_steps_and_writes_nothing(tmp_path, capsys):
+    run, seen = make_run(tmp_path / "run", nn.Linear(2, 3), dry_run=True, steps=1000), []
+    with pytest.raises(SystemExit) as end:
+        for step in run.steps():
+            seen.append(step)
+            assert not run.due(1)
+            run.record({"loss": torch.tensor(1.0)})
+    assert end.value.code == 0 and len(seen) == 4
+    assert "9 parameters" in (out := capsys.readouterr().out) and "1000 steps" in out
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_row_has_the_learning_rates(tmp_path):
+    model = nn.Linear(2, 3)
+    parts = {"model": model, "g_optimizer": torch.optim.SGD(model.parameters(), lr=0.5)}
+    run = Run(tmp_path / "run", "test/run", SETTINGS, {}, parts, model, {})
+    for step in run.steps():
+        parts["g_optimizer"].param_groups[0]["lr"] = 1 / (1 + step)
+    assert read_metrics(tmp_path / "run") == [{"step": 2, "g_lr": 0.5}, {"step": 4, "g_lr": 0.25}]
+
+
+def test_a_closed_standard_output_saves_and_stops(tmp_path, monkeypatch):
+    def closed(line, **flags):
+        if line.startswith("step 2/"):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("common.run.drop_stdout", lambda: None)
+    run = make_run(tmp_path / "run", nn.Linear(2, 3))
+    monkeypatch.setattr("common.run.print", closed, raising=False)
+    with pytest.raises(SystemExit) as end:
+        train(run)
+    assert end.value.code == 128 + signal.SIGPIPE
+    assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
 
 
 def test_a_closed_terminal_saves_and_stops(tmp_path):
@@ -122,6 +228,16 @@ def test_a_finished_run_that_is_extended_and_stopped_is_not_finished_any_more(tm
     assert json.loads((out / "done").read_text())["steps"] == 9
 
 
+@pytest.mark.parametrize(("name", "said"), [("run/last.pt", "outside the run folder"),
+                                            ("manifest.json", "ends in .pt")])
+def test_a_release_replaces_no_file_of_a_run_and_no_manifest(finished, tmp_path, name, said):
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    with pytest.raises(UserError, match=said):
+        release.main([str(tmp_path / "run"), str(tmp_path / name), "--force"])
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before and not (tmp_path / "manifest.json").exists()
+
+
 def test_what_inference_reads_is_brought_up_to_date_before_every_save(tmp_path):
     model, updates = nn.Linear(2, 3), []
     run = make_run(tmp_path / "run", model, log_every=9, save_every=3)
@@ -153,8 +269,8 @@ def test_a_released_file_is_not_resumed(finished, tmp_path):
 
 
 def test_other_settings_are_named(finished, tmp_path):
-    with pytest.raises(UserError, match=r"trained with lr=0\.1, got lr=0\.2"):
-        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(finished / "last.pt"), lr=0.2)
+    with pytest.raises(UserError, match=r"trained with width=3, got width=4"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(finished / "last.pt"), width=4)
 
 
 def test_two_processes_never_share_a_folder(tmp_path):
@@ -170,7 +286,8 @@ def test_a_killed_process_gives_the_folder_free(tmp_path):
               "from common.run import Run\n"
               "model = nn.Linear(2, 3)\n"
               f"out = Path({str(tmp_path / 'run')!r})\n"
-              "Run(out, 'test/run', {'resume': 'auto'}, {}, {'model': model}, model)\n"
+              f"settings = {SETTINGS | {'resume': 'auto', 'out': ''}}\n"
+              "Run(out, 'test/run', settings, {}, {'model': model}, model, {})\n"
               "os.kill(os.getpid(), 9)")
     project = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", script], cwd=project, check=False).returncode == -signal.SIGKILL
@@ -193,7 +310,7 @@ def test_a_folder_without_permission_is_one_line_and_stays_as_it_was(tmp_path, m
     try:
         if user == 0:  # root may write everywhere
             os.seteuid(65534)
-        with pytest.raises(UserError, match=r"run/args\.json: cannot write \(Permission denied\)"):
+        with pytest.raises(UserError, match=r"run: cannot write the run folder \(Permission denied\)"):
             make_run(Path("run"), nn.Linear(2, 3))
     finally:
         os.seteuid(user)
@@ -230,14 +347,23 @@ def test_another_process_that_cannot_begin_leaves_the_folder_to_the_first(tmp_pa
     assert (out / "args.json").read_text() == "the first one's"
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_metric_that_is_no_number_stops_before_its_row_is_written(tmp_path, value):
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "20000.0"])
+def test_a_metric_that_diverges_stops_before_its_row_is_written(tmp_path, value):
     run = make_run(tmp_path / "run", nn.Linear(2, 3), log_every=1, save_every=1)
-    with pytest.raises(UserError, match=f"loss became {value} before step 3: the last good checkpoint is kept"):
+    with pytest.raises(UserError, match=rf"d_loss became {value} before step 3: .*last\.pt is from before; --resume "
+                                        "auto continues it with a lower learning rate or --precision fp32"):
         for step in run.steps():
-            run.record({"loss": torch.tensor(float(value) if step == 2 else 1.0)})
+            run.record({"d_loss": torch.tensor(float(value) if step == 2 else 1.0), "norm": torch.tensor(1e9)})
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
+    train(make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto", lr=0.01))  # the advice can be followed
+
+
+def test_a_run_that_diverges_before_its_first_checkpoint_speaks_of_none(tmp_path):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3))
+    with pytest.raises(UserError, match="before step 2: no checkpoint was written yet; start again with a lower"):
+        for _ in run.steps():
+            run.record({"loss": torch.tensor(float("nan"))})
 
 
 @pytest.mark.parametrize("spoiled", ["model", "optimizer", "average"])
@@ -245,9 +371,9 @@ def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path, spoiled):
     """The loss of that step was finite: it belongs to the weights before the update."""
     model = nn.Linear(2, 3)
     optimizer, average = torch.optim.Adam(model.parameters()), EMA(model, 0.9)
-    settings = {"resume": None, "steps": 4, "batch_size": 2, "log_every": 1, "save_every": 2, "seed": 0}
+    settings = SETTINGS | {"log_every": 1, "save_every": 2}
     parts = {"model": model, "optimizer": optimizer, "average": average}
-    run = Run(tmp_path / "run", "test/run", settings, {}, parts, model)
+    run = Run(tmp_path / "run", "test/run", settings, {}, parts, model, {})
 
     def train():
         for step in run.steps():
@@ -260,7 +386,7 @@ def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path, spoiled):
                 value.data[1, 1] = float("inf")
             run.record({"loss": torch.tensor(1.0)})
 
-    with pytest.raises(UserError, match=f"{spoiled}.* became not finite before step 4: the last good checkpoint is"):
+    with pytest.raises(UserError, match=f"{spoiled}.* became not finite before step 4: .*is from before"):
         train()
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 2
     assert not (tmp_path / "run" / "done").exists()

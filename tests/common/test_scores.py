@@ -7,6 +7,7 @@ import scipy.linalg
 from common.scores import (
     SHOWN,
     closeness,
+    few,
     frechet_distance,
     mean_pairwise_distance,
     memorisation,
@@ -91,6 +92,10 @@ def test_mean_pairwise_distance_is_the_brute_force_one():
         wide = x.astype(float)
         squares = [np.square(wide[i] - wide[j]).sum() for i in range(9) for j in range(9) if i != j]
         assert mean_pairwise_distance(x) == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-6)
+
+
+def test_scores_of_few_images_have_a_note():
+    assert few(99) == ["note: scores of 99 images say little: compare at least 100"] and few(100) == []
 
 
 def test_mean_pairwise_distance_of_copies_is_zero_and_of_a_pair_the_distance():

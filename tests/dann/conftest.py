@@ -56,7 +56,7 @@ def bar():
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
     """Train for six small steps in this process, without the slow curves; returns the run folder."""
-    monkeypatch.setattr("common.run.plot_curves", lambda run_dir: None)
+    monkeypatch.setattr("common.run.plot_curves", lambda *_: None)
 
     def run(name: str, *flags: str) -> Path:
         out = tmp_path / name

@@ -1,6 +1,7 @@
 """The table: from invented results and from real runs; confusion matrices; mistakes in one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,9 @@ def test_table(runs, tmp_path, capsys):
              runs("s", "source", val=0.8), runs("x", "dann", val=0.456, data="builtin", target="svhn"),
              runs("n", "source", val=0.6, changes=["no geometry"])]
     out = tmp_path / "report" / "table.md"
-    assert main([*paths, "--out", str(out)]) == 0
+    out.parent.mkdir()
+    out.touch()
+    assert main([*paths, "--out", str(out), "--force"]) == 0
     assert out.read_text() == capsys.readouterr().out == """\
 | accuracy on val, % | mnistm -> usps | mnistm -> svhn (builtin) |
 | --- | --- | --- |
@@ -97,10 +100,38 @@ def test_mistakes(runs, tmp_path):
         main([first, twin])
     with pytest.raises(UserError, match="20 steps, expected 10"):
         main([first, runs("c", "dann", 1, steps=20)])
-    with pytest.raises(UserError, match=r"no result\.json"):
+    with pytest.raises(UserError, match=r"result\.json .* --resume auto finishes"):
         main([first, str(tmp_path)])
     with pytest.raises(UserError, match=r"\.md"):
         main([first, "--out", "table.txt"])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "1", '{"mode": ["dann"], "recipe": null}',
+                                  '{"mode": "source", "recipe": null, "changes": null}'])
+def test_a_foreign_result_is_one_line(text, runs, tmp_path):
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UserError, match=r"result\.json does not hold the scores of a run of dann\.train: leave it out"):
+        main([runs("a", "dann"), str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["steps", "seed", "oracle", "source"])
+def test_a_result_without_a_key_is_one_line(name, runs, tmp_path):
+    path = Path(runs("a", "dann", test=0.9), "result.json")
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
+    with pytest.raises(UserError, match=r"result\.json does not hold the scores"):
+        main([str(path.parent)])
+
+
+def test_a_target_without_labels_has_no_scores(runs, capsys):
+    run = Path(runs("a", "dann", oracle=None))
+    result = json.loads((run / "result.json").read_text())
+    del result["val"]
+    (run / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match="a has no scores, because its target has no labels: leave it out"):
+        main([str(run)])
+    (run / "result.json").write_text(json.dumps(result | {"test": 0.8}))  # labels of test alone
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out == "| accuracy on test, % | mnistm -> usps |\n| --- | --- |\n| DANN | 80.0 |\n"
 
 
 def test_results_of_an_earlier_version_still_render():

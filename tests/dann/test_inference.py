@@ -108,19 +108,27 @@ def test_all_images_broken(released, images, tmp_path):
 
 
 @pytest.mark.parametrize("path, target", [
-    ("hw2_data/digits/svhn/data", "svhn"), ("/data/USPS", "usps"), ("my_svhn_test", "svhn"),
+    ("hw2_data/digits/svhn/data", "svhn"), ("/data/USPS", "usps"), ("my_svhn_test", "svhn"), (".", "svhn"),
+    ("data/..", "svhn"), ("usps", "usps"),
 ])
-def test_target_in_the_path(path, target):
+def test_target_in_the_path(path, target, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("of-svhn"))
     assert target_of(Path(path), ["svhn", "usps"]) == target
 
 
 @pytest.mark.parametrize("path, named", [("hw2_data/test", "no target domain"), ("usps/and/svhn", "svhn and usps")])
 def test_unclear_target(path, named, released, tmp_path):
-    with pytest.raises(UserError, match=f"{path} names {named}: choose with --target svhn or usps"):
+    with pytest.raises(UserError, match=rf"{path} names {named}: choose with --target svhn \(printed and street "
+                                        r"numbers\) or --target usps \(handwriting\)"):
         main([path, str(tmp_path / "OUT.csv")])
 
 
-def test_target_flag_and_weights_override_the_path(released, images, tmp_path, capsys):
+def test_target_and_weights_contradict_each_other(released, images, tmp_path):
+    with pytest.raises(UserError, match="--weights: not allowed with argument --target"):
+        main([str(images), str(tmp_path / "OUT.csv"), "--target", "svhn", "--weights", "dann.pt"])
+
+
+def test_target_flag_or_weights_override_the_path(released, images, tmp_path, capsys):
     main([str(images), str(tmp_path / "a.csv"), "--target", "svhn"])
     assert "mnistm -> svhn" in capsys.readouterr().out
     main([str(images), str(tmp_path / "b.csv"), "--weights", str(released / "dann-mnistm-svhn.pt")])
@@ -135,13 +143,15 @@ def test_every_released_target_can_be_chosen(released, images, tmp_path, capsys)
 
 
 def test_says_when_the_target_was_a_stand_in(images, tmp_path, capsys):
-    for target in ("builtin-svhn", "usps"):
+    for target in ("builtin-svhn", "usps", "receipts"):  # the last one: a domain that a user has added
         path = tmp_path / f"{target}.pt"
         model_args = {"source": "mnistm", "target": target, "mode": "dann", "standardise": True}
         checkpoint.save(path, {"kind": "dann", "weights": DANN().state_dict(), "model_args": model_args})
         capsys.readouterr()
         main([str(images), str(tmp_path / f"{target}.csv"), "--weights", str(path)])
-        assert ("stand-in for svhn" in capsys.readouterr().out) == (target == "builtin-svhn")
+        out = capsys.readouterr().out
+        assert f"(mnistm -> {target} dann)" in out
+        assert ("stand-in for svhn" in out) == (target == "builtin-svhn")
 
 
 def test_refuses_to_overwrite(released, images, tmp_path):
@@ -150,6 +160,8 @@ def test_refuses_to_overwrite(released, images, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         main([str(images), str(out)])
     assert out.read_text() == "mine"
+    assert main([str(images), str(out), "--force"]) == 0
+    assert len(rows_of(out)) == 13
 
 
 def test_the_first_of_several_processes_predicts_all(released, images, tmp_path, monkeypatch):

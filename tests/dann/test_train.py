@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -27,7 +28,7 @@ from dann.networks import DANN
 from dann.recipes import RECIPES
 from dann.teacher import pseudo_labels
 from dann.train import main, train_step
-from tests.trainers import same
+from tests.trainers import make_small, same
 
 MODES = {"source": ["--mode", "source"], "plain": ["--recipe", "plain"], "plus": ["--recipe", "plus"],
          "target": ["--mode", "target"]}
@@ -110,6 +111,13 @@ def test_learns_the_bars(train):
     assert result["val"] == result["test"] == 1.0
 
 
+def test_a_network_of_embedded_data_says_so(monkeypatch, tmp_path, train):
+    make_small(monkeypatch.setattr)
+    out = train("run", "--data", "builtin")
+    model_args = torch.load(out / "last.pt", weights_only=True)["model_args"]
+    assert (model_args["source"], model_args["target"]) == ("builtin-mnistm", "builtin-usps")
+
+
 def test_run_folder(train, capsys):
     out = train("run", "--sample-every", "3", "--adversary")
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
@@ -117,12 +125,12 @@ def test_run_folder(train, capsys):
     assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "seconds",
                             "val", "test", "oracle"]
     assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
-    assert {p.name for p in out.iterdir()} == {"args.json", "versions.json", "metrics.jsonl", "done",
+    assert {p.name for p in out.iterdir()} == {".lock", "args.json", "versions.json", "metrics.jsonl", "done",
                                               "last.pt", "samples", "result.json"}
     assert sorted(p.name for p in (out / "samples").iterdir()) == ["0000003.png", "0000006.png"]
     rows = read_metrics(out)
     assert list(rows[0]) == ["step", "class_loss", "domain_loss", "domain_accuracy", "called_source",
-                             "grl_coeff", "pseudo_loss", "confident"]
+                             "grl_coeff", "pseudo_loss", "confident", "lr"]
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert rows[0]["grl_coeff"] < rows[1]["grl_coeff"] < rows[2]["grl_coeff"] < 1
 
@@ -271,6 +279,8 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     (["--recipe", "plain", "--no-adversary"], "--mode source"),
     (["--lr-schedule", "paper"], "--lr-schedule"),
     (["--seeds", "-1"], "--seeds"),
+    (["--seeds", "3", "3"], "--seeds: expected different numbers"),
+    (["--seeds", "3", "--seed", "1"], "--seeds: .* no --seed"),
     (["--data", "nowhere"], "nowhere"),
 ])
 def test_user_mistakes(flags, expected, data, tmp_path):
@@ -280,9 +290,28 @@ def test_user_mistakes(flags, expected, data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("how", ["no CSV", "empty labels", "wrong labels of train"])
+def test_a_target_without_labels_trains(how, data, train, tmp_path, capsys):
+    copied = shutil.copytree(data, tmp_path / "hw2_data")
+    for split in ("train", "val", "test"):
+        path = copied / "digits" / "usps" / f"{split}.csv"
+        if how == "no CSV":
+            path.unlink()
+        elif how == "empty labels":
+            path.write_text(re.sub(",[0-9]", ",", path.read_text()))
+        elif split == "train":
+            path.write_text(re.sub(",[0-9]", ",?", path.read_text()))
+    out = train("run", "--data", str(copied))
+    result = json.loads((out / "result.json").read_text())
+    labelled = how == "wrong labels of train"
+    assert ("val" in result, "test" in result, result["oracle"] is not None) == (labelled,) * 3
+    assert ("target without labels" in capsys.readouterr().out) != labelled
+
+
 def test_default_folder_and_dry_run(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--data", str(data), "--batch-size", "8", "--epochs", "2", "--dry-run"]) == 0
+    with pytest.raises(SystemExit):
+        main(["--data", str(data), "--batch-size", "8", "--epochs", "2", "--dry-run"])
     shown = capsys.readouterr().out
     assert "out=runs/dann-mnistm-usps-dann-plus" in shown and "steps=10 " in shown
     assert not (tmp_path / "runs").exists()

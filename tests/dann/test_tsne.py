@@ -50,5 +50,5 @@ def test_mistakes(data, networks, tmp_path):
     with pytest.raises(UserError, match="same domains"):
         tsne.main([str(networks[0]), str(other), *command])
     with pytest.raises(UserError, match=r"ends in \.png"):
-        tsne.main([*map(str, networks), "--out", str(tmp_path / "out.pdf")])
+        tsne.main([*map(str, networks), "--data", str(data), "--out", str(tmp_path / "out.pdf")])
     assert not list(tmp_path.glob("out*"))

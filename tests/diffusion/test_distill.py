@@ -252,7 +252,7 @@ def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
     for flags in ([], ["--grid"], ["--process"], ["--gif"], ["--full"], ["--steps", "7"], ["--guidance", "3"],
                   ["--process", "--sampler", "ddim"]):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")
-        inference.main([str(tmp_path / name), "--digits", "0", "--per-digit", "1", *flags])
+        inference.main([str(tmp_path / name), "--digits", "0", "--per-digit", "1", *flags, "--force"])
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
     assert used == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 10, 2), (False, "ddim", 40, 2),
                     (False, "ddpm", 10, 2), (False, "dpm-solver++", 7, 2), (False, "dpm-solver++", 10, 3),

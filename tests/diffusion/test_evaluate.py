@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from common.data.folder import load_digits
 from common.errors import UserError
 from common.scores import SHOWN
-from diffusion import evaluate
+from diffusion import classifier, evaluate
 
 
 def features(per_digit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +60,8 @@ def test_command_scores_a_folder_and_shows_the_neighbours(digits_dir, tmp_path, 
     folder = tmp_path / "generated"
     folder.mkdir()
     for i in range(20):  # training images in the place of generated ones
-        (folder / f"{i % 10}_{i // 10:03d}.png").write_bytes((source / f"{i:05d}.png").read_bytes())
+        with Image.open(source / f"{i:05d}.png") as image:
+            image.save(folder / f"{i % 10}_{i // 10:03d}.{'png' if i % 3 else 'bmp'}")
     command = [str(folder), "--data", str(digits_dir), "--classifier", str(tmp_path / "classifier.pt"),
                "--out", str(tmp_path / "scores.json"), "--neighbours", str(tmp_path / "near.png")]
     assert evaluate.main(command) == 0
@@ -66,12 +69,43 @@ def test_command_scores_a_folder_and_shows_the_neighbours(digits_dir, tmp_path, 
     assert scores["images"] == 20
     assert scores["closest"] == pytest.approx(0, abs=0.01)
     assert scores["suspicious"] == 1
-    assert "0 is a copy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0 is a copy" in out and "note: scores of 20 images say little" in out
     with Image.open(tmp_path / "near.png") as picture:
         assert picture.size == (2 * ((1 + SHOWN) * 30 + 2), 2 * (10 * 30 + 2))
     written = (tmp_path / "classifier.pt").stat().st_mtime_ns
-    assert evaluate.main(command) == 0
+    assert evaluate.main([*command, "--force"]) == 0
     assert (tmp_path / "classifier.pt").stat().st_mtime_ns == written  # trained only once
+
+
+CPU = torch.device("cpu"), torch.float32
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    monkeypatch.setattr("diffusion.classifier.train", lambda *args: classifier.DigitClassifier().eval())
+
+
+def test_a_classifier_is_of_the_digits_that_trained_it(untrained, digits_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = load_digits(digits_dir, "mnistm", "train")
+    second = first._replace(labels=first.labels.flip(0))
+    for digits, trained in ((first, True), (first, False), (second, True), (second, False)):
+        classifier.load_or_train(None, "mnistm", digits, *CPU)
+        assert ("training the digit classifier" in capsys.readouterr().out) == trained
+    path = next((tmp_path / "runs").glob("classifier-mnistm-*.pt"))
+    with pytest.raises(UserError, match=rf"{path.name} was trained on other digits than those of mnistm"):
+        for digits in (first, second):
+            classifier.load_or_train(path, "mnistm", digits, *CPU)
+
+
+def test_a_classifier_that_cannot_read_real_digits_gives_no_scores(untrained, digits_dir, tmp_path):
+    folder = tmp_path / "generated"
+    folder.mkdir()
+    for digit in range(10):
+        Image.new("RGB", (28, 28)).save(folder / f"{digit}_001.png")
+    with pytest.raises(UserError, match=r"reads \d+\.\d% of the real validation digits, expected at least 90%"):
+        evaluate.main([str(folder), "--data", str(digits_dir), "--classifier", str(tmp_path / "classifier.pt")])
 
 
 def test_foreign_names_are_refused(digits_dir, tmp_path):

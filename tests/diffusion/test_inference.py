@@ -45,11 +45,9 @@ def test_names_sizes_and_modes(generated, tmp_path):
         assert (image.size, image.mode, image.format) == ((28, 28), "RGB", "PNG")
 
 
-def test_same_bytes_again_and_at_any_batch_size(generated, trained, tmp_path):
+def test_same_bytes_again_and_others_of_another_seed(generated, trained, tmp_path):
     generate(tmp_path / "again", trained)
     assert contents(tmp_path / "again") == generated
-    generate(tmp_path / "batched", trained, "--batch-size", "3")
-    assert contents(tmp_path / "batched") == generated
     generate(tmp_path / "other", trained, "--seed", "1")
     assert not set(contents(tmp_path / "other").values()) & set(generated.values())
 
@@ -85,6 +83,15 @@ def test_other_peoples_files_are_never_overwritten(trained, tmp_path):
     assert contents(tmp_path) == {"0_001.png": b"a photograph"}
 
 
+@pytest.mark.parametrize("flags", [("holiday.png", "--grid"), ("holiday.png", "--process"), ("holiday.gif", "--gif")])
+def test_a_photograph_is_kept(flags, trained, tmp_path):
+    path = tmp_path / flags[0]
+    path.write_bytes(b"a photograph")
+    with pytest.raises(UserError, match=f"{flags[0]} exists already: name another file, or replace it with --force"):
+        generate(path, "none.pt", flags[1])  # early: before the weights are missed
+    assert path.read_bytes() == b"a photograph"
+
+
 def test_other_settings_do_not_mix(trained, tmp_path):
     generate(tmp_path / "out", trained)
     with pytest.raises(UserError, match="these settings"):
@@ -92,7 +99,8 @@ def test_other_settings_do_not_mix(trained, tmp_path):
 
 
 def test_grid_and_reverse_process(trained, tmp_path):
-    assert generate(tmp_path / "grid.png", trained, "--grid") == 0
+    (tmp_path / "grid.png").touch()
+    assert generate(tmp_path / "grid.png", trained, "--grid", "--force") == 0
     assert generate(tmp_path / "process.png", trained, "--process") == 0
     with Image.open(tmp_path / "grid.png") as image:
         assert image.size == (2 * (2 * 30 + 2), 2 * (10 * 30 + 2))
@@ -132,6 +140,7 @@ def test_gif_goes_from_noise_to_the_grid(trained, tmp_path):
     (["--gif"], r"ends in \.gif"),
     (["--weights", "nowhere.pt"], "no checkpoint at nowhere.pt"),
     (["--steps", "1001"], "at most"),
+    (["--full"], "--steps: ddpm always takes 1000"),
     (["--guidance", "-1"], ">= 0"),
     (["--grid"], r"ends in \.png"),
 ])

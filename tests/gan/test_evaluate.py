@@ -93,11 +93,12 @@ def test_command(faces, tmp_path, capsys):
     argv = [str(faces / "face" / "train"), "--reference", str(faces / "face" / "val"), "--out", str(out)]
     assert main(argv) == 0
     first = out.read_bytes()
-    assert main(argv) == 0
+    assert main([*argv, "--force"]) == 0
     assert out.read_bytes() == first
     scores = json.loads(first)
     assert scores["images"] == 4 and len(scores["swd"]) == len(scores["swd_real"]) == 3
     shown = capsys.readouterr().out
+    assert "note: scores of 4 images say little" in shown
     assert re.search(r"swd x1000, 64 px +[\d.]+ +[\d.]+\n", shown)
     assert scores["closest"] == pytest.approx(0, abs=1e-3)  # the folder is the training set
     assert scores["suspicious"] == 1 and re.search(r"suspicious +100\.0% +1\.0%", shown)
@@ -116,6 +117,15 @@ def test_neighbours_are_shown_and_mirrored_copies_found(faces, tmp_path):
         assert picture.size == (8 * 66 + 2, 10 * 66 + 2)
         pixels = np.asarray(picture)
     assert (pixels[2:66, 2:66] == pixels[2:66, 68:132]).all()
+
+
+def test_without_hw2_data_the_embedded_faces_are_not_taken_unasked(faces, monkeypatch):
+    def refuse():
+        raise UserError("no hw2_data: type `--data builtin`")
+
+    monkeypatch.setattr("gan.evaluate.default_data", refuse)
+    with pytest.raises(UserError, match="type --reference builtin"):
+        main([str(faces / "face" / "train")])
 
 
 def test_mistakes_are_one_line(faces, tmp_path):

@@ -1,5 +1,7 @@
 """Inference: the files written, equal bytes however the work is split, and files that are never overwritten."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def generate(trained):
 
     def generate(out, n, *flags):
         weights = ["--model", model, "--weights", str(run / "last.pt")]
-        assert main([str(out), *weights, "--n", str(n), *flags]) == 0
+        assert main([str(out), *weights, *(["--n", str(n)] if n else []), *flags]) == 0
         return {path.name: path.read_bytes() for path in out.iterdir()} if out.is_dir() else out.read_bytes()
 
     return generate
@@ -86,18 +88,29 @@ def test_foreign_files_are_refused(generate, tmp_path):
         generate(tmp_path / "seed0", 2, "--seed", "1")
 
 
+@pytest.mark.parametrize("flags", [("holiday.png", "--grid", "1"), ("holiday.gif", "--interpolate")])
+def test_a_photograph_is_kept(flags, tmp_path, monkeypatch):
+    name, *flags = flags
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(b"a photograph")
+    with pytest.raises(UserError, match=f"{name} exists already: name another file, or replace it with --force"):
+        main([name, "--weights", "none.pt", *flags])  # early: before the weights are missed
+    assert Path(name).read_bytes() == b"a photograph"
+
+
 def test_grid_shows_the_same_images(generated, generate, tmp_path):
     out, _ = generated
-    generate(tmp_path / "grid.png", 1000, "--grid", "10")
+    generate(tmp_path / "grid.png", None, "--grid", "10")
     assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+    generate(tmp_path / "grid.png", None, "--grid", "10", "--force")
     with Image.open(tmp_path / "grid.png") as picture, Image.open(out / "0009.png") as last:
         assert picture.size == (8 * 66 + 2, 2 * 66 + 2)
         assert picture.crop((2 + 66, 2 + 66, 66 + 66, 66 + 66)).tobytes() == last.tobytes()
 
 
 def test_walk_starts_at_the_first_faces_and_closes(generate, generated, tmp_path):
-    generate(tmp_path / "walk.gif", 8, "--interpolate")
-    generate(tmp_path / "grid.png", 8, "--grid", "8")
+    generate(tmp_path / "walk.gif", None, "--interpolate")
+    generate(tmp_path / "grid.png", None, "--grid", "8")
     with Image.open(tmp_path / "walk.gif") as walk, Image.open(tmp_path / "grid.png") as start:
         assert walk.n_frames == STOPS * FRAMES_BETWEEN and walk.size == start.size
         start = np.asarray(start, int)

@@ -34,7 +34,8 @@ def test_values_where_d_cannot_tell():
 @pytest.mark.parametrize("name", LOSSES)
 def test_directions(name):
     d_loss, g_loss = LOSSES[name]
-    real, fake = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    # Logits between the aims of every loss, 0 and 1 of least squares among them.
+    real, fake = (torch.full((3,), 0.5, requires_grad=True) for _ in range(2))
     d_loss(real, fake).backward()
     assert (real.grad < 0).all() and (fake.grad > 0).all()  # descent raises real logits, lowers fake ones
     fake.grad = None

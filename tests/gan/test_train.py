@@ -191,11 +191,11 @@ def test_defaults_of_each_model_and_overrides():
     def recipe(args):
         return args.loss, args.g_lr, args.d_lr, str(args.out)
 
-    dcgan, sagan = parse_args(["--model", "dcgan"]), parse_args(["--model", "sagan"])
+    dcgan, sagan = (parse_args(["--model", model, "--data", "x"]) for model in ("dcgan", "sagan"))
     assert recipe(dcgan) == ("non-saturating", 2e-4, 2e-4, "runs/gan-dcgan")
     assert recipe(sagan) == ("hinge", 4e-4, 4e-4, "runs/gan-sagan")
     assert sagan.batch_size == 64 and sagan.ema_decay == 0.999 and sagan.augment and sagan.lr_schedule == "linear-half"
-    mixed = parse_args(["--model", "dcgan", "--loss", "hinge", "--d-lr", "1e-3", "--no-augment"])
+    mixed = parse_args(["--model", "dcgan", "--loss", "hinge", "--d-lr", "1e-3", "--no-augment", "--data", "x"])
     assert (mixed.loss, mixed.g_lr, mixed.d_lr, mixed.augment) == ("hinge", 2e-4, 1e-3, False)
 
 
@@ -207,10 +207,10 @@ def test_constant_rates(run_gan, tmp_path):
 
 def test_mistakes_are_one_line(trained, run_gan, faces, tmp_path):
     with pytest.raises(UserError, match="--width: got 12, expected a multiple of 8"):
-        parse_args(["--model", "sagan", "--width", "12"])
-    assert parse_args(["--model", "dcgan", "--width", "12"]).width == 12
+        parse_args(["--model", "sagan", "--width", "12", "--data", "x"])
+    assert parse_args(["--model", "dcgan", "--width", "12", "--data", "x"]).width == 12
     with pytest.raises(UserError, match="--model"):
-        parse_args([])
+        parse_args(["--data", "x"])
     with pytest.raises(UserError, match="no data folder"):
         main(["--model", "dcgan", "--data", str(tmp_path / "none")])
     with pytest.raises(UserError, match="larger than the training set"):
@@ -224,5 +224,7 @@ def test_mistakes_are_one_line(trained, run_gan, faces, tmp_path):
 
 
 def test_dry_run_writes_nothing(run_gan, tmp_path, capsys):
-    run_gan(tmp_path / "dry", "sagan", 1, "--dry-run")
-    assert not (tmp_path / "dry").exists() and "loss=hinge" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        run_gan(tmp_path / "dry", "sagan", 1, "--dry-run")
+    out = capsys.readouterr().out
+    assert not (tmp_path / "dry").exists() and "loss=hinge" in out and "s per step" in out and end.value.code == 0

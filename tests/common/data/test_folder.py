@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from common.data import domains, folder
-from common.data.folder import decode_image, load_digits, load_faces, load_folder, load_readable
+from common.data.folder import has_split, load_digits, load_faces, load_folder, load_readable
 from common.errors import UserError
 
 
@@ -46,10 +47,17 @@ def caches(place: Path) -> list[str]:
 
 
 def how(caplog) -> str:
-    """Return the line that the last load logged."""
-    message = caplog.messages[-1]
+    """Return the line in which the last load tells how fast it was."""
+    message = [message for message in caplog.messages if "images/s" in message][-1]
     caplog.clear()
     return message
+
+
+def said(caplog) -> list[str]:
+    """Return the warnings since the last call."""
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    caplog.clear()
+    return lines
 
 
 def test_digits_keep_the_order_of_the_csv(data):
@@ -79,70 +87,12 @@ def test_the_embedded_sets_are_loaded_in_the_same_form(data):
 def test_default_data_is_the_folder_if_there_is_one(data, monkeypatch, tmp_path):
     monkeypatch.chdir(data)
     monkeypatch.setattr(folder, "__file__", str(tmp_path / "project" / "common" / "data" / "folder.py"))
-    assert folder.default_data() == "builtin"
+    with pytest.raises(UserError, match=r"^no hw2_data here: build it with .*, or type `--data builtin` for .*ins$"):
+        folder.default_data()
     (tmp_path / "project" / "hw2_data").mkdir(parents=True)
     assert folder.default_data() == str(tmp_path / "project" / "hw2_data")
     monkeypatch.chdir(data.parent)
     assert folder.default_data() == "hw2_data"
-
-
-# --- conversions ----------------------------------------------------------------------------------------
-
-GRADIENT = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
-RGB = np.stack([GRADIENT, GRADIENT.T, GRADIENT[::-1]], -1)
-GREY = np.repeat(GRADIENT[..., None], 3, -1)
-
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (Image.fromarray(RGB), RGB),
-        (Image.fromarray(GRADIENT), GREY),
-        (Image.fromarray(GRADIENT.astype(np.uint16) * 257), GREY),
-        (Image.fromarray(GRADIENT > 99), 255 * (GREY > 99)),
-        (Image.fromarray(np.concatenate([RGB, GREY[..., :1]], -1)), RGB),
-        (Image.fromarray(GRADIENT).convert("LA"), GREY),
-        (Image.fromarray(GRADIENT).convert("P"), GREY),
-    ],
-    ids=["rgb", "grey", "grey16", "bilevel", "rgba", "la", "palette"],
-)
-def test_every_kind_of_png_becomes_rgb(tmp_path, image, expected):
-    image.save(tmp_path / "x.png")
-    pixels = decode_image(tmp_path / "x.png", 28)
-    assert pixels.dtype == np.uint8 and (pixels == expected).all()
-    assert (decode_image((tmp_path / "x.png").read_bytes(), 28) == expected).all()
-
-
-def test_a_transparent_palette_is_read_without_a_warning(tmp_path, recwarn):
-    Image.fromarray(GRADIENT).convert("P").save(tmp_path / "x.png", transparency=bytes(range(256)))
-    assert (decode_image(tmp_path / "x.png", 28) == GREY).all() and not recwarn
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: the camera was rotated by 90 degrees
-    Image.fromarray(RGB).save(tmp_path / "x.png", exif=exif)
-    assert (decode_image(tmp_path / "x.png", 28) == np.rot90(RGB, -1)).all()
-
-
-def test_an_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
-    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
-    assert (decode_image(tmp_path / "x.png", 28) == GREY).all()
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    Image.new("CMYK", (28, 28), (255, 0, 0, 0)).save(tmp_path / "x.jpg", quality=100)
-    red, green, blue = decode_image(tmp_path / "x.jpg", 28).mean((0, 1))
-    assert red < 5 and green > 250 and blue > 250
-
-
-def test_another_size_is_resized_with_antialiasing(tmp_path):
-    stripes = np.zeros((280, 140, 3), np.uint8)
-    stripes[::2] = 200  # thinner than a pixel of the result: without antialiasing every pixel is 0 or 200
-    Image.fromarray(stripes).save(tmp_path / "x.png")
-    pixels = decode_image(tmp_path / "x.png", 28)
-    assert pixels.shape == (28, 28, 3) and (abs(pixels.astype(int) - 100) < 10).all()
 
 
 # --- any folder -----------------------------------------------------------------------------------------
@@ -178,6 +128,128 @@ def test_missing_and_empty_folders(tmp_path):
         load_readable(tmp_path / "absent", 28)
 
 
+def test_files_with_another_suffix_are_counted(data, caplog):
+    images_dir = data / "digits" / "usps" / "data"
+    for name in ("a.tif", "b.TIF", "c", ".DS_Store", "._d.png"):
+        (images_dir / name).write_bytes(b"")
+    (images_dir / "more.png").mkdir()
+    assert len(load_readable(images_dir, 28)[0].names) == 5
+    assert said(caplog)[0] == (f"{images_dir}: 4 of 9 files are left out (1 .tif, 1 .TIF, 1 without a suffix, "
+                               "1 folders): images are named .png, .jpg, .jpeg, .bmp, .webp")
+
+
+@pytest.mark.parametrize("load", [load_folder, load_readable])
+def test_a_name_that_is_not_utf8_is_refused_when_the_folder_is_listed(tmp_path, load):
+    (tmp_path / os.fsdecode(b"a\xff.png")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"the file name 'a\\udcff\.png' is not UTF-8: rename it"):
+        load(tmp_path, 28)
+
+
+def spoil(folder: Path, sizes: list[tuple[int, int]], flat: int) -> None:
+    """Write noise of these (width, height), the first `flat` of them in one colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (width, height) in enumerate(sizes):
+        pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(np.full_like(pixels, 9) if i < flat else pixels).save(folder / f"{i}.png")
+
+
+SQUASHED = "1 of 3 images are far from square and were squashed to 28x28: crop each to its digit"
+ONE_COLOUR = "2 of 3 images are of one colour (transparent pixels are read as white)"
+
+
+@pytest.mark.parametrize(("sizes", "flat", "lines", "exact"), [
+    ([(28, 28)] * 3, 1, [], []),
+    ([(28, 28)] * 3, 2, [ONE_COLOUR], []),
+    ([(30, 40), (28, 42), (28, 43)], 0, [SQUASHED], ["3 of 3 images are not 28x28: they were resized"]),
+    ([(43, 28), (28, 28), (28, 28)], 2, [ONE_COLOUR, SQUASHED], ["1 of 3 images are not 28x28: they were resized"]),
+], ids=["fine", "one colour", "size and shape", "all"])
+def test_what_spoils_readable_images_is_said(tmp_path, caplog, sizes, flat, lines, exact):
+    spoil(tmp_path / "x", sizes, flat)
+    load_readable(tmp_path / "x", 28)
+    assert said(caplog) == [f"{tmp_path / 'x'}: {line}" for line in lines]
+    load_folder(tmp_path / "x", 28)
+    assert said(caplog) == [f"{tmp_path / 'x'}: {line}" for line in lines + exact]
+
+
+def test_it_is_said_of_the_sets_of_a_data_folder_too_and_again_when_they_come_from_the_cache(data, caplog):
+    spoil(data / "digits" / "usps" / "data", [(28, 43)] * 5, 5)
+    spoil(data / "face" / "train", [(64, 97)], 1)
+    (data / "face" / "train" / "0.png").rename(data / "face" / "train" / "a.png")
+    for how_loaded in ("decoded", "cached"):
+        load_digits(data, "usps", "train")
+        lines = said(caplog)
+        assert lines[0].startswith("digits-usps-train: 5 of 5 images are of one colour"), how_loaded
+        assert lines[1:] == ["digits-usps-train: 5 of 5 images are far from square and were squashed to 28x28: crop "
+                             "each to its digit"]
+        load_faces(data, "train")
+        assert said(caplog)[1:] == ["face-train: 1 of 3 images are far from square and were squashed to 64x64: crop "
+                                    "each to its face"]
+
+
+# --- a target without labels ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["image_name\n3.png\n0.png\n", "image_name,label\n3.png,\n0.png,\n",
+                                  "image_name,label\n3.png,three\n0.png\n", "image_name,label\n3.png,3\n0.png,7\n"])
+def test_labels_that_are_not_asked_for_are_not_looked_at(data, text):
+    csv_of(data).write_text(text)
+    images, labels, names = load_digits(data, "usps", "train", labelled=False)
+    assert labels is None and names == ["3.png", "0.png"] and images[:, 0, 0, 0].tolist() == [30, 0]
+    assert load_digits("builtin", "usps", "train", labelled=False).labels is None
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("image_name,label\n9.png,1\n", r"line 2: no image '9\.png'"), ("0.png\n", "line 1: no header"),
+    ("image_name\n", "no rows"), ("image_name\n0.png\n0.png\n", r"line 3: 0\.png has a row already"),
+])
+def test_other_mistakes_of_a_csv_without_labels_are_found(data, text, message):
+    csv_of(data).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_digits(data, "usps", "train", labelled=False)
+
+
+def test_without_a_train_csv_all_images_that_are_not_held_out_are_the_training_set(data):
+    csv_of(data).unlink()
+    usps = data / "digits" / "usps"
+    assert load_digits(data, "usps", "train", labelled=False).names == [f"{i}.png" for i in range(5)]
+    (usps / "val.csv").write_text("image_name,label\n1.png,1\n")
+    (usps / "test.csv").write_text("image_name\n3.png\nabsent.png\n")
+    (usps / "predictions.csv").write_text("image_name,label\n0.png,1\n")  # of dann.inference: holds nothing out
+    assert load_digits(data, "usps", "train", labelled=False).names == ["0.png", "2.png", "4.png"]
+    with pytest.raises(UserError, match=r"no .*train\.csv: a domain needs"):
+        load_digits(data, "usps", "train")
+    (usps / "val.csv").write_text("image_name\n" + "".join(f"{i}.png\n" for i in range(5)))
+    with pytest.raises(UserError, match=r"holds no images but those of val\.csv and test\.csv: add images"):
+        load_digits(data, "usps", "train", labelled=False)
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    (None, False),
+    ("image_name,label\n8.png,8\n9.png,9\n", False),  # the coursework's test.csv: no image of it exists
+    ("image_name,label\n0.png,\n1.png,\n", False), ("image_name\n0.png\n", False),
+    ("image_name,label\n0.png,0\n1.png,1\n", True),
+    ("image_name,label\n0.png,0\n9.png,9\n", r"line 3: no image '9\.png'"),
+    ("image_name,label\n0.png,\n1.png,1\n", "line 2: bad label ''"),
+    ("image_name,label\n0.png,ten\n", "line 2: bad label 'ten'"),
+    ("image_name,label\n", "no rows"), ("", "no header"), ("\xff", "not a CSV text file"),
+])
+def test_only_a_missing_or_unlabelled_split_is_forgiven(data, text, found):
+    if text is not None:
+        (data / "digits" / "usps" / "test.csv").write_bytes(text.encode("latin-1"))
+    if isinstance(found, bool):
+        assert has_split(data, "usps", "test") is found
+    else:
+        with pytest.raises(UserError, match=found):
+            assert has_split(data, "usps", "test")
+            load_digits(data, "usps", "test")
+
+
+def test_an_embedded_set_has_every_split_and_a_missing_domain_is_a_mistake(data):
+    assert has_split("builtin", "usps", "val") and has_split("nowhere", "builtin-usps", "test")
+    with pytest.raises(UserError, match="has no digits/svhn"):
+        has_split(data, "svhn", "val")
+
+
 # --- the cache ------------------------------------------------------------------------------------------
 
 
@@ -185,7 +257,7 @@ def test_the_second_load_decodes_nothing(data, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "common.data.folder")
     first = load_digits(data, "usps", "train")
     assert "digits-usps-train: 5 images" in caplog.text and "(decoded)" in how(caplog)
-    monkeypatch.setattr(folder, "decode_image", None)
+    monkeypatch.setattr(folder, "decode_files", None)
     second = load_digits(data, "usps", "train")
     assert "(cached)" in how(caplog)
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
@@ -221,7 +293,7 @@ def test_a_changed_image_of_the_same_size_and_time_is_noticed(data):
 @pytest.mark.parametrize("moment", ["listed", "looked at"])
 def test_an_image_that_vanishes_while_the_folder_is_read_is_named(data, monkeypatch, moment):
     victim = data / "digits" / "usps" / "data" / "3.png"
-    name = {"listed": "_load_cached", "looked at": "_decode"}[moment]
+    name = {"listed": "_load_cached", "looked at": "decode_files"}[moment]
     read = getattr(folder, name)
     monkeypatch.setattr(folder, name, lambda *args: victim.unlink(missing_ok=True) or read(*args))
     with pytest.raises(UserError, match=r"3\.png.*No such file.*: replace it or remove it") as mistake:
@@ -252,6 +324,19 @@ def test_a_data_folder_that_cannot_be_written_is_cached_for_the_user(data, caplo
     load_digits(data, "usps", "train")
     assert "(cached)" in how(caplog)
     monkeypatch.setenv("XDG_CACHE_HOME", str(csv_of(data)))  # this cannot be written either
+    assert len(load_digits(data, "usps", "train").images) == 5 and "(not cached)" in how(caplog)
+
+
+def test_a_user_without_a_home_and_a_folder_that_cannot_be_written_go_without_a_cache(data, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "common.data.folder")
+    (data / ".cache").write_text("a file where the folder should be")
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what it does if the user is not in passwd
+    assert len(load_digits(data, "usps", "train").images) == 5 and "(not cached)" in how(caplog)
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(csv_of(data)))  # a home that cannot be written
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert len(load_digits(data, "usps", "train").images) == 5 and "(not cached)" in how(caplog)
 
 
@@ -301,6 +386,24 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(data):
     assert load_digits(data, "usps", "train").labels.tolist() == [2]
 
 
+def test_a_disk_that_fails_while_a_file_is_read_is_not_another_files_fault(data, monkeypatch):
+    def fail(file):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot read .*train\.csv \(Input/output"):
+        patch.setattr(folder.csv, "reader", fail)
+        load_digits(data, "usps", "train")
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(UserError, match=r"cannot read .*face/train \(Input/output error\)"):
+        load_faces(data, "train")
+
+
+def test_a_domain_without_its_images_says_what_belongs_there(data):
+    shutil.rmtree(data / "digits" / "usps" / "data")
+    with pytest.raises(UserError, match=r"no .*usps/data: a domain needs the images in data/ and .*docs/data\.md"):
+        load_digits(data, "usps", "train")
+
+
 def test_an_error_names_the_missing_part_and_its_cure(data, tmp_path):
     with pytest.raises(UserError, match=r"no data folder .*common\.prepare.*--data builtin"):
         load_digits(tmp_path / "absent", "mnistm", "train")
@@ -308,7 +411,7 @@ def test_an_error_names_the_missing_part_and_its_cure(data, tmp_path):
         load_digits(data, "svhn", "train")
     with pytest.raises(UserError, match="has no face/val"):
         load_faces(data, "val")
-    with pytest.raises(UserError, match=r"no .*val\.csv: restore it"):
+    with pytest.raises(UserError, match=r"no .*val\.csv: a domain needs the images in data/ and train\.csv, val\.csv"):
         load_digits(data, "usps", "val")
     with pytest.raises(UserError, match="unknown domain 'emnist': choose from mnist"):
         load_digits(data, "emnist", "train")

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,67 @@ def test_a_split_of_the_source_is_kept_and_other_files_are_ignored(tmp_path):
     splits, read = read_faces(tmp_path, 0, None)
     assert [len(names) for names in splits.values()] == [3, 4] and {*splits["train"], *splits["val"]} == set(members)
     assert read("face/train/00001.jpg") == (members["face/train/00001.jpg"], ".jpg")  # 64x64: the same bytes
+
+
+def spread(folder, names) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(face((64, 64), 20, "png"))
+
+
+def numbered(*folders: str) -> list[str]:
+    return [f"{folder}/{i}.png" for folder in folders for i in range(5)]
+
+
+@pytest.mark.parametrize(("names", "counts", "said"), [
+    (numbered("Train", "VAL"), [5, 5], []),
+    (numbered("faces/train/a", "faces/val/train"), [5, 5], []),  # the first folder counts
+    (numbered("train", "val", "test"), [5, 5], ["5 of 15 images are left out: neither train nor val"]),
+    (numbered("train"), [4, 1], ["has train/ but no val/: 20 % of train/ become val"]),
+    (numbered("train", "test"), [4, 1], ["has train/ but no val/: 20 % of train/ become val",
+                                         "5 of 10 images are left out: neither train nor val"]),
+    (numbered("a", "b"), [8, 2], []),
+    (numbered("test"), [4, 1], []),  # the name of a split only beside train
+    ([*numbered("a"), "b/1.TIF", "b/2.txt", "._x.png", ".DS_Store", ".thumbnails/1.png"], [4, 1],
+     ["2 of 7 files are left out (1 .TIF, 1 .txt): images are named .png, .jpg, .jpeg, .bmp, .webp"]),
+], ids=["any case", "nested", "test", "no val", "no val but test", "no splits", "test alone", "other files"])
+@pytest.mark.parametrize("zipped", [False, "/", "\\"])
+def test_folders_divide_a_source_and_what_is_left_out_is_counted(tmp_path, caplog, names, counts, said, zipped):
+    source = tmp_path / "mine"
+    spread(source, names)
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+            archive.writestr("train/", b"")  # an entry of a folder
+            for name in names:
+                archive.write(source / name, name if name[0] == "." else name.replace("/", zipped))
+        source = tmp_path / "mine.zip"
+    splits, read = read_faces(None, 0, source)
+    assert [len(members) for members in splits.values()] == counts
+    assert not set(splits["train"]) & set(splits["val"])
+    assert all(read(name) for name in splits["train"] + splits["val"])
+    assert [record.getMessage().removeprefix(str(source)).lstrip(": ") for record in caplog.records] == said
+
+
+def test_a_source_with_val_alone_is_refused(tmp_path):
+    spread(tmp_path, numbered("val"))
+    with pytest.raises(UserError, match="has no train faces"):
+        read_faces(None, 0, tmp_path)
+
+
+def test_celeba_is_known_by_its_name_even_as_the_working_directory(tmp_path, monkeypatch):
+    spread(tmp_path / "img_align_celeba", numbered("x"))
+    (tmp_path / "list_eval_partition.txt").write_text("".join(f"{i}.png {i % 2}\n" for i in range(5)))
+    monkeypatch.chdir(tmp_path / "img_align_celeba")
+    assert [len(names) for names in read_faces(None, 0, Path())[0].values()] == [3, 2]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refused)
+    with pytest.raises(UserError, match=rf"cannot read {tmp_path} .*Permission denied"):
+        read_faces(None, 0, tmp_path)
 
 
 def test_a_face_is_cropped_to_its_central_square():
