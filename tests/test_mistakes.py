@@ -348,7 +348,7 @@ CASES = [
     ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "cannot read run-b/result.json (No such"),
     ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b/result.json (damaged)"),
     ("result-foreign", "dann.evaluate", put("run-b/result.json", "[]"), "", "run-b/result.json (damaged)"),
-    ("result-of-something-else", "dann.evaluate", put("run-b/result.json", "{}"), "", "run-b/result.json does not hold"),
+    ("result-of-another", "dann.evaluate", put("run-b/result.json", "{}"), "", "run-b/result.json does not hold"),
     ("run-twice", "dann.evaluate", copy("run-a/result.json", "run-b/result.json"), "", "same settings and seed"),
     ("confusion-unknown", "dann.evaluate", remove("run-b/last.pt"), "--confusion", "no checkpoint at run-b/last.pt"),
     ("table-name", "dann.evaluate", nothing, "--out table.txt", ".md"),

@@ -152,6 +152,7 @@ def test_photographs_are_read_from_the_archive_as_published(tmp_path, raw, out):
     run(raw, out)
     packed = tmp_path / "packed"
     write_mnist(packed)
+    (raw / "BSDS500/data/images/val/._240.jpg").write_bytes(b"of macOS")
     with tarfile.open(packed / "BSR_bsds500.tgz", "w:gz") as tar:
         tar.add(raw / "BSDS500", "BSR/BSDS500")
     run(packed, tmp_path / "out2")
