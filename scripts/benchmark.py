@@ -254,8 +254,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out.suffix != ".json":
         parser.error(f"--out: got {args.out}, expected a name that ends in .json")
-    for suffix in (".json", ".md", ".png"):
-        require_new(args.out.with_suffix(suffix), args.force)
+    require_new(args.force, *(args.out.with_suffix(suffix) for suffix in (".json", ".md", ".png")))
     return args
 
 

@@ -15,8 +15,8 @@ run -m diffusion.train --data builtin --domain mnist --width 16 --epochs 4 --bat
     --log-every 100 --out $out/diffusion --resume auto
 run -m diffusion.inference $out/digits --weights $out/diffusion/last.pt --per-digit 10
 run -m diffusion.inference $out/digits.png --weights $out/diffusion/last.pt --grid --force
-run -m diffusion.evaluate $out/digits --data builtin --domain mnist --classifier $out/classifier.pt --out $out/digits.json \
-    --force
+run -m diffusion.evaluate $out/digits --data builtin --domain mnist --classifier $out/classifier.pt \
+    --out $out/digits.json --force
 
 for row in "source" "dann --recipe plain" "dann --recipe plus" "target"; do
     run -m dann.train --data builtin --source mnistm --target usps --mode $row --steps 300 \
