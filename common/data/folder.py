@@ -172,15 +172,16 @@ def _lacking(path: Path, error: OSError) -> UserError:
     return UserError(f"{what}: a domain needs the images in data/ and train.csv, val.csv beside it (see docs/data.md)")
 
 
-def _read_csv(path: Path, labelled: bool) -> list[tuple[str, list[str]]]:
-    """Read a CSV file; return the place (file and line) and the fields of each row below the header."""
+def _read_csv(path: Path, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+    """Read a CSV file; yield the place (file and line) and the fields of each row below the header."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if header != _HEADER and (labelled or header[:1] != _HEADER[:1]):
                 raise UserError(f"{path} line 1: no header: the first line must be `{','.join(_HEADER)}`")
-            return [(f"{path} line {reader.line_num}", row) for row in reader if row]  # a blank line is not a row
+            for row in filter(None, reader):  # a blank line is not a row
+                yield f"{path} line {reader.line_num}", row
     except OSError as error:
         raise _lacking(path, error) from None
     except (UnicodeDecodeError, csv.Error) as error:
