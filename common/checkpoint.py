@@ -49,6 +49,8 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about foreign files
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check its permissions") from None
     except Exception:  # random bytes make the unpickler fail in many ways
         content = None
     if not isinstance(content, dict) or "format" not in content:

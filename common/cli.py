@@ -1,6 +1,8 @@
 """The command line that all commands share: typed flags, and one way to end on a user's mistake."""
 
 import argparse
+import contextlib
+import errno
 import inspect
 import logging
 import os
@@ -9,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -67,8 +69,12 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
 
     Of several processes only the first one prints. Another one prints its error only if the first one continues.
     """
-    if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None or (name == "stdout" and rank()):  # closed, or not the first process
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # of another kind of stream
+            stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show ends no command
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
     logging.getLogger("common").setLevel(logging.INFO)  # what was loaded, and how fast
     logging.raiseExceptions = False  # a full disk under stdout is reported below, in one line
@@ -80,13 +86,10 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
             code = end.code
         sys.stdout.flush()
         destroy_process_group()
-    except (UserError, OSError, torch.OutOfMemoryError) as mistake:  # OSError: an unreadable folder, a full disk
-        if "--debug" in sys.argv:
+    except (UserError, OSError, MemoryError, OverflowError, RuntimeError) as error:
+        mistake = _explain(error)
+        if mistake is None or "--debug" in sys.argv:
             raise
-        if isinstance(mistake, torch.OutOfMemoryError):
-            mistake = "the GPU's memory is full: use --precision bf16, --device cpu, or a smaller --batch-size to train"
-        elif isinstance(mistake, OSError) and mistake.filename is None:
-            mistake = _blame(mistake)
         if rank():
             time.sleep(PATIENCE)
         print(f"error: {mistake}", file=sys.stderr)
@@ -97,14 +100,20 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
-def _blame(error: OSError) -> UserError:
-    """Return the error for an OSError without a file name: of standard output, if it still cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
+def _explain(error: Exception) -> str | UserError | None:
+    """Return one line for an error that a user or a machine can cause, or None for one of our own."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full: use --precision bf16, --device cpu, or a smaller --batch-size to train"
+    if isinstance(error, MemoryError | OverflowError) or "DefaultCPUAllocator" in str(error):
+        return "there is not enough memory: ask for fewer images or steps, or a smaller network or batch"
+    if isinstance(error, UserError) or not isinstance(error, OSError):
+        return error if isinstance(error, UserError) else None
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}: check the path and its permissions"
+    if error.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF):  # files are written with a name
         drop_stdout()
         return cannot_write("standard output", error)
-    return UserError(f"input or output failed: {error}")
+    return f"input or output failed: {error}"
 
 
 def drop_stdout() -> None:
@@ -126,6 +135,13 @@ def _number(kind: type, low: float, high: float, low_open: bool) -> Callable[[st
         return value
 
     return parse
+
+
+def given(text: str) -> str:
+    """Refuse an empty name, which most often is a variable of the shell that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("got an empty name")
+    return text
 
 
 positive_int = _number(int, 1, float("inf"), low_open=False)
@@ -150,7 +166,7 @@ def add_force_flag(parser: Parser) -> None:
 
 def add_data_flag(parser: Parser) -> None:
     """Add --data: a data folder, or the word `builtin`."""
-    parser.add_argument("--data", metavar="DIR",
+    parser.add_argument("--data", metavar="DIR", type=given,
                         help="a folder made by common.prepare, or `builtin` (default: hw2_data)")
 
 
@@ -158,7 +174,8 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
     """Add the flags that all trainers share, with these defaults; None leaves the schedule to the trainer's recipe."""
     add_data_flag(parser)
     add_device_flags(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: a name under runs/)")
+    parser.add_argument("--out", metavar="DIR", type=lambda text: Path(given(text)),
+                        help="run folder (default: a name under runs/)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", metavar="N", type=positive_int, default=steps, help="optimizer updates")
     length.add_argument("--epochs", metavar="N", type=positive_int, help="length in passes over the training set")
@@ -170,29 +187,45 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
     for name, default, what in (("log", 50, "write and print a row of metrics"), ("sample", 1000, "write a preview"),
                                 ("save", 1000, "write the checkpoint")):
         parser.add_argument(f"--{name}-every", metavar="STEPS", type=positive_int, default=default, help=what)
-    parser.add_argument("--resume", metavar="auto|PATH",
+    parser.add_argument("--resume", metavar="auto|PATH", type=given,
                         help="auto: continue from the run folder's checkpoint, if there is one; flags that are not "
                              "given are those of the run")
     parser.add_argument("--dry-run", action="store_true",
-                        help="print the settings, time a few steps, and stop; nothing is written")
+                        help="print the settings, time a few steps, and stop, without a run folder")
 
 
-def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Callable[[Settings], Path]) -> Settings:
+def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Callable[[Settings], Path],
+                        folder: Callable[[Settings, Path], Path] = lambda args, out: out) -> Settings:
     """Parse the flags of a trainer; a resumed run takes those that are not given from its args.json.
 
-    `default_out` returns the run folder, whose settings a resume takes, from the flags, if --out is not given.
+    `default_out` maps the flags to --out if it is not given, and `folder` maps both to the folder of the (first) run.
     """
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     defaults = args.defaults
-    out = args.out or default_out(args)
-    source = (out if args.resume == "auto" else Path(args.resume).parent) / "args.json" if args.resume else None
-    if source and source.exists():
+    out = args.out or (Path(args.resume).parent if args.resume not in (None, "auto") else default_out(args))
+    source = (Path(args.resume).parent if args.resume not in (None, "auto") else folder(args, out)) / "args.json"
+    if args.resume and source.exists():
         before = read_json(source, "the settings of a run")
-        parser.set_defaults(**{name: before[name] for name in vars(args).keys() & before.keys() - OF_THIS_START})
-        args = parser.parse_args(argv)
+        if any(text.startswith("--epochs") for text in argv):  # instead of the steps of the run
+            before.pop("steps", None)
+        stored = [flag for name in vars(args).keys() & before.keys() - OF_THIS_START
+                  for flag in _as_flags(name, before[name], defaults[name])]
+        try:
+            args = parser.parse_args([*stored, *argv])
+        except UserError as mistake:  # edited by hand
+            raise UserError(f"{source}: {mistake}") from None
     args.data = args.data or default_data()
     args.out, args.defaults = out, defaults
     return args
+
+
+def _as_flags(name: str, value: Any, default: Any) -> list[str]:
+    """Return the flags that give a setting its value."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else [f"--no-{name}"] * (default is not False)
+    return [] if value is None else [f"--{name}={value}"]
 
 
 def select(args: Settings) -> tuple[torch.device, torch.dtype]:
@@ -213,6 +246,8 @@ def settle(args: Settings, num_items: int) -> None:
     if args.batch_size % world_size():
         raise UserError(f"--batch-size {args.batch_size} is not a multiple of the {world_size()} processes that share "
                         "it: use a multiple")
+    if any(args.out.resolve().is_relative_to(Path(args.data, part).resolve()) for part in ("face", "digits")):
+        raise UserError(f"--out {args.out} is among the images of --data {args.data}: name another --out")
     if args.epochs is not None:
         args.steps = args.epochs * (num_items // args.batch_size)
     print(describe(args))

@@ -26,7 +26,7 @@ from common.errors import UserError
 
 def rank() -> int:
     """Return the number of this process, 0 .. world_size() - 1. Only process 0 writes files and prints."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def world_size() -> int:
@@ -37,7 +37,11 @@ def world_size() -> int:
 def init_process_group(device: torch.device) -> None:
     """Join the process group, if torchrun started several processes."""
     if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group(collectives_backend(device))
+        try:
+            dist.init_process_group(collectives_backend(device))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"cannot join the other processes ({_reason(error)}): start all with torchrun, or unset "
+                            "WORLD_SIZE") from error
 
 
 def destroy_process_group() -> None:
@@ -118,6 +122,9 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) ->
     try:
         dist.all_reduce(tensor, operation)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"the processes lost one another ({reason}), most often because one has ended; --resume auto "
-                        "continues from the last checkpoint") from error
+        raise UserError(f"the processes lost one another ({_reason(error)}), most often because one has ended; "
+                        "--resume auto continues from the last checkpoint") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

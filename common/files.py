@@ -1,6 +1,7 @@
 """Files that are complete or absent: written under a temporary name, then renamed."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -33,7 +34,9 @@ def atomic_path(path: Path, writer: str = "") -> Iterator[Path]:
 
 def cannot_write(path: Path | str, error: OSError) -> UserError:
     """Return the error for a full disk, a read-only folder, or a file in the place of a folder."""
-    return UserError(f"{path}: cannot write ({error.strerror or error}): free some space, or write elsewhere")
+    full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return UserError(f"{path}: cannot write ({error.strerror or error}): "
+                     f"{'free some space, or ' * full}write elsewhere")
 
 
 def require_new(force: bool, *paths: Path | None) -> None:
@@ -42,8 +45,9 @@ def require_new(force: bool, *paths: Path | None) -> None:
     Raises UserError if two have one name, or if a file exists, which only `force` may replace, or a folder.
     """
     named = [path for path in paths if path is not None]
+    real = [path.resolve() for path in named]
     for path in named:
-        if named.count(path) > 1:
+        if real.count(path.resolve()) > 1:
             raise UserError(f"{path} is named for two outputs: name different files")
         if path.is_dir():
             raise UserError(f"{path} is a folder: name a file")

@@ -1,6 +1,8 @@
 """What a training run logs: means of metrics per interval, their file, and their plot."""
 
+import contextlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from common.distributed import average, rank
 from common.files import atomic_path, cannot_write
 
 METRICS = "metrics.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -67,14 +71,17 @@ def append_row(run_dir: Path, row: dict[str, float]) -> None:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's metrics.jsonl, without a last line that a kill cut short."""
+    """Return the rows of a run's metrics.jsonl, without a last line that a kill cut short; a note counts other ones."""
     path = run_dir / METRICS
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = json.loads(line)
+            int(row["step"])
+            rows.append(row)
+    if len(rows) < len(lines) - 1:
+        log.warning("%s: %d of %d lines are damaged and are left out", path, len(lines) - len(rows), len(lines))
     return rows
 
 

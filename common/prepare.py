@@ -15,11 +15,14 @@ are kept, so the same command continues an interrupted run. If a raw file is dam
 """
 
 import argparse
+import contextlib
+import os
 import shutil
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
@@ -60,25 +63,50 @@ def main(argv: list[str] | None = None) -> None:
     faces = {"face": (partial(write_faces, raw, seed, args.faces), None)}
     sets = faces | sets if args.faces else sets | faces
     complete, failures = 0, []
-    for name, (write, download) in sets.items():
-        target = args.out / name
-        try:
-            if target.exists():
-                print(f"keep {name}: exists")
-            else:
-                splits = build(target, write, args.download and download)
-                print(f"made {name}: {', '.join(f'{len(rows)} {split}' for split, rows in splits.items())}")
-            complete += 1
-        except Missing as missing:  # if a host cannot be reached, the other sets are still built
-            print(f"skip {target.name}: {missing}")
-            failures += [str(missing)] if isinstance(missing, Unreachable) else []
-        except UserError as mistake:  # so they are if a file is damaged
-            print(f"fail {target.name}: {mistake}")
-            failures.append(str(mistake))
+    with claimed(args.out):
+        for name, (write, download) in sets.items():
+            target = args.out / name
+            try:
+                if any(target.glob("*")):
+                    print(f"keep {name}: exists")
+                else:
+                    splits = build(target, write, args.download and download)
+                    print(f"made {name}: {', '.join(f'{len(rows)} {split}' for split, rows in splits.items())}")
+                complete += 1
+            except Missing as missing:  # if a host cannot be reached, the other sets are still built
+                print(f"skip {target.name}: {missing}")
+                failures += [str(missing)] if isinstance(missing, Unreachable) else []
+            except UserError as mistake:  # so they are if a file is damaged
+                print(f"fail {target.name}: {mistake}")
+                failures.append(str(mistake))
     if failures:
         raise UserError(failures[0])
     if not complete:
         raise UserError(f"{raw} holds none of the raw sets: put one there as the lines above say")
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Make the folder and keep other processes from building there; at the end, remove it if it is empty.
+
+    Raises UserError if another process builds there, or if the folder cannot be written.
+    """
+    lock = FileLock(out / ".prepare.lock")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(NotImplementedError):  # some network file systems have no locks
+            lock.acquire(timeout=0)
+    except (OSError, Timeout) as error:  # Timeout also stands for a folder that cannot be written
+        if isinstance(error, Timeout) and os.access(out, os.W_OK):
+            raise UserError(f"another prepare works in {out}: wait for it") from None
+        raise cannot_write(out, error) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
+            out.rmdir()
+        lock.release()
 
 
 def build(target: Path, write: Callable[[Path], dict[str, Sized]], download: Callable[[], None] | None) -> dict:

@@ -21,7 +21,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN_DIR", type=Path)
     parser.add_argument("out", metavar="OUT.pt", type=Path, help="the file to write, beside manifest.json")
-    parser.add_argument("--scores", metavar="JSON", type=Path, help="scores written by an evaluate command")
+    parser.add_argument("--scores", metavar="JSON", type=Path,
+                        help="scores written by gan.evaluate or diffusion.evaluate, or result.json of dann.train")
     parser.add_argument("--note", help="what a user of the weights should know")
     add_force_flag(parser)
     return parser.parse_args(argv)
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     if not (args.run / "done").exists():
         raise UserError(f"{args.run} is not a finished run: --resume auto finishes it")
     manifest = read_json(manifest_path, "a manifest") if manifest_path.exists() else {}
+    if not all(isinstance(entry, dict) and "sha256" in entry for entry in manifest.values()):
+        raise UserError(f"{manifest_path} is no manifest of released files: name another folder")
     settings, versions, done = (read_json(args.run / name, "a file of a run") for name in
                                 ("args.json", "versions.json", "done"))
     scores = read_json(args.scores, "scores of an evaluate command") if args.scores else None
@@ -55,6 +58,9 @@ def main(argv: list[str] | None = None) -> None:
     if not content.get("step") == done.get("steps") == settings.get("steps"):
         raise UserError(f"{args.run} is not finished: its checkpoint is of step {content.get('step')} of "
                         f"{settings.get('steps')}; --resume auto finishes it")
+    kind = content["kind"].split("/")[0]
+    if scores is not None and scores.get("kind", "dann" if "oracle" in scores else None) != kind:
+        raise UserError(f"{args.scores} does not hold scores of {kind}: name those of {args.run}, or evaluate it again")
     entry = write_weights(run_checkpoint, args.out)
     entry |= {"sha256": checkpoint.sha256(args.out), "seed": settings["seed"], "seconds": done["seconds"],
               "args": settings, "versions": versions, "scores": scores}

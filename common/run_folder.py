@@ -99,7 +99,12 @@ class RunFolder:
         Raises UserError if the checkpoint is missing, or of another kind, version, setting or input.
         """
         resume = self.settings["resume"]
-        if resume is None or (resume == "auto" and not self.checkpoint_path.exists()):
+        if resume is None:
+            return None
+        if resume == "auto" and not self.checkpoint_path.exists():
+            rows = read_metrics(self.path)
+            if (self.path / "done").exists() or (rows and rows[-1]["step"] > self.settings["save_every"]):
+                raise UserError(f"{self.checkpoint_path} is gone: put it back, or name another --out")
             return None
         path = self.checkpoint_path if resume == "auto" else Path(resume)
         content = checkpoint.load(path, kind)
@@ -146,8 +151,8 @@ class RunFolder:
         for name in RESULTS:  # the end of an earlier, shorter run
             (self.path / name).unlink(missing_ok=True)
         # A killed run may have logged and drawn later steps than its last checkpoint; they will be computed again.
-        for sample in (self.path / "samples").glob("[0-9]*.png"):
-            if sample.stem.isdigit() and int(sample.stem) > step:
+        for sample in (self.path / "samples").glob("[0-9]" * 7 + ".png"):
+            if int(sample.stem) > step:
                 sample.unlink()
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
         write_text(self.path / METRICS, "".join(json.dumps(row) + "\n" for row in kept))

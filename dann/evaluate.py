@@ -29,6 +29,8 @@ ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann
 SPLITS = {"val": "accuracy on val, %", "test": "accuracy on test, %",
           "oracle": "accuracy on test at the oracle's step (chosen by target labels, for comparison only), %"}
 
+ROUNDING = 1e-3  # devices and precisions round differently, which may change a digit or two
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
@@ -51,7 +53,7 @@ def read_results(run_dirs: list[Path]) -> list[dict]:
     Raises UserError for one that is missing, foreign or without scores, and for runs of one cell that differ in more
     than the seed.
     """
-    results, steps, seeds = [], {}, {}
+    results, common, seeds = [], {}, {}
     for run_dir in run_dirs:
         path = run_dir / "result.json"
         result = read_json(path, "the scores of a run of dann.train, which --resume auto finishes")
@@ -59,9 +61,11 @@ def read_results(run_dirs: list[Path]) -> list[dict]:
             cell = row_of(result), column_of(result)
             if not {"val", "test"} & result.keys():
                 raise UserError(f"{run_dir} has no scores, because its target has no labels: leave it out")
-            if result["steps"] != steps.setdefault(cell, result["steps"]):
-                raise UserError(f"{run_dir}: got {result['steps']} steps, expected {steps[cell]} like the other runs "
-                                "of its cell: leave it out")
+            for key in ("steps", "batch_size", "precision", "inputs"):  # results of earlier versions have only steps
+                expected = common.setdefault((cell, key), result.get(key))
+                if result.get(key) != expected:
+                    raise UserError(f"{run_dir}: got {key} {result.get(key)}, expected {expected} like the other runs "
+                                    "of its cell: leave it out")
             if seeds.setdefault((cell, result["seed"]), run_dir) is not run_dir:
                 raise UserError(f"{run_dir}: same settings and seed as {seeds[cell, result['seed']]}: leave one out")
             build_table([result])  # reads all that is needed
@@ -116,12 +120,17 @@ def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
 
 
 def confusion(run_dir: Path, result: dict) -> str:
-    """Return a run's confusion matrix on the target's validation digits, as a Markdown table."""
+    """Return a run's confusion matrix on the target's validation digits, as a Markdown table.
+
+    Raises UserError if its accuracy is not that of result.json.
+    """
     device = select_device("auto")
     model, model_args = load_network(run_dir / "last.pt", device)
     digits = load_digits(result["data"], result["target"], "val")
     _, predicted = predict(model, digits.images, model_args["standardise"], device)
     counts = torch.bincount(10 * digits.labels + predicted, minlength=100).view(10, 10)
+    if abs(counts.trace().item() / len(digits.labels) - result.get("val", -1)) > ROUNDING:
+        raise UserError(f"{run_dir}: data or last.pt changed since result.json: restore them, or train again")
     title = f"{row_of(result)}, {column_of(result)}, seed {result['seed']}: digits of val, predicted as"
     return markdown([title, *range(10)], [[digit, *row] for digit, row in enumerate(counts.tolist())])
 

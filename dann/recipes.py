@@ -7,6 +7,7 @@
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from common.cli import Parser, positive_float
@@ -50,6 +51,17 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     if mode == "dann" and not (completed["adversary"] or completed["teacher"]):
         raise UserError("--mode dann needs --adversary or --teacher: to train without both, use --mode source")
     return completed
+
+
+def run_dir(args: argparse.Namespace) -> Path:
+    """Return the run folder that is used without --out."""
+    recipe = args.recipe if args.mode == "dann" else None
+    return Path("runs", "-".join(filter(None, ("dann", args.source, args.target, args.mode, recipe))))
+
+
+def of_seed(out: Path, seed: int | None) -> Path:
+    """Return the run folder of one of several seeds; `out` itself for None."""
+    return out if seed is None or not out.name else out.with_name(f"{out.name}-seed{seed}")
 
 
 def changes_of(settings: Mapping[str, Any]) -> list[str]:

@@ -64,7 +64,8 @@ class Scores:
 def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str:
     """Write result.json of a finished run, with accuracies in 0..1; return those of the last step as one line."""
     last = {name: score for name, score in scores.rows[-1].items() if name != "step"}
-    result = {name: settings[name] for name in ("data", "source", "target", "mode", "recipe", "seed")}
+    names = ("data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs")
+    result = {name: settings[name] for name in names}
     result |= {"changes": changes_of(settings), **json.loads((run_dir / "done").read_text())}
     write_json(run_dir / "result.json", result | last | {"oracle": scores.oracle()})
     title = " ".join(filter(None, (f"{result['source']} -> {result['target']}", result["mode"], result["recipe"])))

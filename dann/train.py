@@ -25,7 +25,6 @@ An epoch is one pass over the smaller training set. Learning rate and lambda fol
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -43,7 +42,7 @@ from dann.grl import grl_coeff
 from dann.inputs import network_input, picture, scale_range
 from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN, KIND
-from dann.recipes import MODES, add_recipe_flags, complete
+from dann.recipes import MODES, add_recipe_flags, complete, of_seed, run_dir
 from dann.scoring import Scores, held_out, write_result
 from dann.teacher import DECAY, pseudo_labels
 
@@ -61,22 +60,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, default="dann",
                         help="dann adapts from source to target, the others train on that one")
     add_recipe_flags(parser)
-    args = cli.parse_training_args(parser, argv, run_dir)
+    args = cli.parse_training_args(parser, argv, run_dir, lambda args, out: of_seed(out, (args.seeds or [None])[0]))
     vars(args).update(complete(vars(args)))
-    if args.seeds and (len(set(args.seeds)) < len(args.seeds) or args.seed != args.defaults["seed"]):
+    seed_given = args.seed != args.defaults["seed"] and not args.resume  # a resumed run has one in its args.json
+    if args.seeds and (len(set(args.seeds)) < len(args.seeds) or seed_given):
         parser.error("--seeds: expected different numbers, and no --seed")
-    if args.source == args.target:
+    if args.seeds and args.out.name in ("", ".."):
+        parser.error(f"--out: {args.out} has no name to which -seedN could be added")
+    same_name = args.source.removeprefix("builtin-") == args.target.removeprefix("builtin-")
+    if args.source == args.target or (same_name and args.data == "builtin"):
         parser.error(f"--source and --target: got {args.source} twice, expected two domains")
     smallest_batch = 2 * distributed.world_size()  # batch normalisation needs two images
     if args.batch_size < smallest_batch:
         parser.error(f"--batch-size: got {args.batch_size}, expected at least {smallest_batch} (two per process)")
     return args
-
-
-def run_dir(args: argparse.Namespace) -> Path:
-    """Return the run folder that is used without --out."""
-    recipe = args.recipe if args.mode == "dann" else None
-    return Path("runs", "-".join(filter(None, (KIND, args.source, args.target, args.mode, recipe))))
 
 
 def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
@@ -138,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         return network_input(images, args.standardise, scale, args.intensity)
 
     for seed in args.seeds or [args.seed]:
-        out = args.out.with_name(f"{args.out.name}-seed{seed}") if args.seeds else args.out
+        out = of_seed(args.out, seed if args.seeds else None)
         settings = {name: value for name, value in vars(args).items() if name != "seeds"} | {"seed": seed, "out": out}
         torch.manual_seed(seed)
         model = place(DANN(), device)
@@ -177,8 +174,10 @@ def main(argv: list[str] | None = None) -> int:
                 model.train()
                 if distributed.rank() == 0:
                     save_picture(picture(x, target_x, args.standardise), run.sample_path())
+        if not scores.rows or scores.rows[-1]["step"] != run.step:  # stopped, and its --steps set to what was done
+            scores.add(kept, run.step)
         if distributed.rank() == 0:
-            print(write_result(out, settings, scores))
+            print(write_result(out, settings | {"inputs": inputs}, scores))
     return 0
 
 

@@ -77,8 +77,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     device = select_device(args.device)
-    networks = {title: load_network(path, device)
-                for title, path in (("before adaptation", args.before), ("after adaptation", args.after))}
+    networks = {}
+    for title, path, mode in (("before adaptation", args.before, "source"), ("after adaptation", args.after, "dann")):
+        networks[title] = load_network(path, device)
+        if (got := networks[title][1]["mode"]) != mode:
+            raise UserError(f"{path} was trained with --mode {got}, expected {mode}: name BEFORE.pt, then AFTER.pt")
     pairs = [(model_args["source"], model_args["target"]) for _, model_args in networks.values()]
     if pairs[0] != pairs[1]:
         raise UserError(f"{args.before} is for {' -> '.join(pairs[0])}, {args.after} for {' -> '.join(pairs[1])}: "

@@ -4,7 +4,8 @@
 
 A setting is SAMPLER:STEPS:GUIDANCE. It generates the images that `diffusion.inference` would, and they are scored as in
 `diffusion.evaluate`. With guidance other than 1, each step takes two evaluations. `--out` writes the scores as JSON,
-and next to it a Markdown table and a plot. Settings that the JSON file already has are not computed again.
+and next to it, with the same name, a Markdown table and a plot. Settings that the JSON file already has are not
+computed again; `--force` begins anew.
 """
 
 import argparse
@@ -49,8 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out is not None and args.out.suffix != ".json":
         parser.error(f"--out: got {args.out}, expected a name that ends in .json")
-    if args.out is not None and not args.out.exists():  # what stands beside a table of this command is its own
-        require_new(args.force, *map(args.out.with_suffix, (".md", ".png")))
+    if args.out is not None and (args.force or not args.out.exists()):  # else what stands beside it is its own
+        require_new(args.force, args.out, *map(args.out.with_suffix, (".md", ".png")))
     args.settings = {text: read_setting(text) for text in args.settings}
     return args
 
@@ -90,6 +91,8 @@ def read_rows(path: Path, about: dict) -> list[dict]:
     try:
         before, rows = dict(content["about"]), list(content["rows"])
         to_markdown(rows)
+        if not all(row["setting"].count(":") == 2 and row["frechet_real"] >= 0 for row in rows):  # the plot needs both
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not a comparison of samplers: name another --out") from None
     for name, value in about.items():
@@ -144,12 +147,13 @@ def main(argv: list[str] | None = None) -> int:
     about = {"weights": sha256(args.weights), "domain": args.domain, "data": fingerprint(train_set, real),
              "images": 10 * args.per_digit, "device": str(device), "threads": torch.get_num_threads(),
              "dtype": str(dtype)}
-    rows = [] if args.out is None else read_rows(args.out, about)
+    rows = [] if args.out is None or args.force else read_rows(args.out, about)
     classifier = load_or_train(None, args.domain, train_set, device, dtype)
     real_features, _ = read_real(classifier, real, device, dtype)
 
     for text, setting in args.settings.items():
         if text in (row["setting"] for row in rows):
+            print(f"{text}: is in {args.out} already")
             continue
         images, digits, cost = measure(pipeline, setting, args.per_digit, device, dtype)
         features, predicted = predict(classifier, images, device, dtype)

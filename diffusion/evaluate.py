@@ -39,6 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="write a picture: the ten images closest to a training digit, beside their nearest ones")
     parser.add_argument("--out", metavar="JSON", type=Path, help="also write the scores to this file")
     args = parser.parse_args(argv)
+    require_new(True, args.classifier, args.neighbours, args.out)  # a classifier may be stored already
     require_new(args.force, args.neighbours, args.out)
     return args
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     features, predicted = predict(classifier, fake.images, device, dtype)
     scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())
-    scores |= {"classifier_accuracy_on_val": accuracy, **copies}
+    scores |= {"kind": "diffusion", "classifier_accuracy_on_val": accuracy, **copies}
 
     print(f"{scores['images']} digits against the validation digits of {args.domain}")
     print(f"accuracy             {scores['accuracy']:.2%}  (real: {scores['classifier_accuracy_on_val']:.2%})")

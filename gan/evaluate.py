@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     extra, missing = extra_scores(chosen, first, second)
     train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is a copy
     copies, rows = memorisation(fake.numpy(), real.numpy(), train.numpy())
-    scores = {"reference": args.reference, "seed": args.seed, "images": len(chosen),
+    scores = {"kind": "gan", "reference": args.reference, "seed": args.seed, "images": len(chosen),
               "swd": swd(chosen, second, args.seed), "swd_real": swd(first, second, args.seed),
               "variety": variety(chosen), "variety_real": variety(second),
               "near_duplicates": near_duplicates(chosen, second),

@@ -53,7 +53,7 @@ COMMANDS = {  # each works as it stands
     "dann.train": f"--data hw2_data {TRAIN}",
     "dann.inference": "usps out.csv --weights dann.pt --device cpu",
     "dann.evaluate": "run-a run-b --out table.md",
-    "dann.tsne": "dann.pt dann.pt --data hw2_data --out tsne.png --device cpu",
+    "dann.tsne": "source.pt dann.pt --data hw2_data --out tsne.png --device cpu",
     "common.prepare": "--raw raw --out made",
     "common.release": "run-a released.pt",
 }
@@ -103,7 +103,8 @@ def world(tmp_path_factory):
             ("gan.pt", "gan/dcgan", {"model": "dcgan", "width": 8}, build_generator({"model": "dcgan", "width": 8})),
             ("diffusion.pt", "diffusion", {"width": 4, "prediction": "velocity", "schedule": "cosine"},
              ConditionalUNet(4)),
-            ("dann.pt", "dann", {"source": "mnistm", "target": "usps", "mode": "dann", "standardise": True}, DANN())):
+            *((f"{name}.pt", "dann", {"source": "mnistm", "target": "usps", "mode": mode, "standardise": True}, DANN())
+              for name, mode in (("source", "source"), ("dann", "dann")))):
         checkpoint.save(root / name, {"kind": kind, "step": 2, "model_args": model_args,
                                       "weights": network.state_dict()})
     for name, seed in (("run-a", 0), ("run-b", 1)):
@@ -274,6 +275,7 @@ CASES = [
     ("init-other-width", "diffusion.train", nothing, "--init diffusion.pt --width 8", "--width"),
     ("lr-schedule-unknown", "diffusion.train", nothing, "--lr-schedule falling", "--lr-schedule"),
     ("same-domains", "dann.train", nothing, "--source usps", "usps twice"),
+    ("same-embedded-domains", "dann.train", nothing, "--source builtin-usps --data builtin", "usps twice"),
     ("nothing-to-adapt-with", "dann.train", nothing, "--no-teacher", "--mode source"),
     ("balance-without-teacher", "dann.train", nothing, "--no-teacher --adversary --balance", "--teacher"),
     ("teacher-without-target", "dann.train", nothing, "--mode source --teacher", "--teacher"),
@@ -338,6 +340,7 @@ CASES = [
         ("dann.evaluate", "", "table.md"), ("dann.evaluate", "", "table.json"), ("dann.tsne", "", "tsne.png"))],
     ("one-file-for-two", "gan.evaluate", nothing, "--out a.png --neighbours a.png", "a.png is named for two"),
     ("one-file-for-two", "diffusion.evaluate", nothing, "--out a --neighbours a", "a is named for two outputs"),
+    ("over-its-classifier", "diffusion.evaluate", nothing, "--out classifier.pt --force", "is named for two outputs"),
     ("digits-missing", "diffusion.evaluate", remove("digits"), "", "no folder digits"),
     ("digits-name", "diffusion.evaluate", put("digits/three.png", png()), "", "three.png"),
     ("classifier-foreign", "diffusion.evaluate", put("classifier.pt", "text"), "", "classifier.pt is not a checkpoint"),
@@ -350,7 +353,7 @@ CASES = [
     ("result-foreign", "dann.evaluate", put("run-b/result.json", "[]"), "", "run-b/result.json (damaged)"),
     ("result-of-another", "dann.evaluate", put("run-b/result.json", "{}"), "", "run-b/result.json does not hold"),
     ("run-twice", "dann.evaluate", copy("run-a/result.json", "run-b/result.json"), "", "same settings and seed"),
-    ("confusion-unknown", "dann.evaluate", remove("run-b/last.pt"), "--confusion", "no checkpoint at run-b/last.pt"),
+    ("confusion-unknown", "dann.evaluate", remove("run-a/last.pt"), "--confusion", "no checkpoint at run-a/last.pt"),
     ("table-name", "dann.evaluate", nothing, "--out table.txt", ".md"),
     ("plot-name", "dann.tsne", nothing, "--out tsne.jpg", ".png"),
     ("plot-weights", "dann.tsne", put("dann.pt", "text"), "", "dann.pt is not a checkpoint"),
@@ -374,7 +377,12 @@ CASES = [
     ("release-scores", "common.release", put("scores.json", "{"), "--scores scores.json", "scores"),
     ("release-scores-list", "common.release", put("scores.json", "[]"), "--scores scores.json", "expected scores"),
     ("release-over-another", "common.release", put("released.pt", "mine"), "", "released.pt exists already"),
-    ("release-over-an-entry", "common.release", put("manifest.json", '{"released.pt": {}}'), "", "manifest.json has"),
+    ("release-over-an-entry", "common.release", put("manifest.json", '{"released.pt": {"sha256": "0"}}'), "",
+     "manifest.json has"),
+    *[("release-manifest-foreign", "common.release", put("manifest.json", text), "", "is no manifest of released files")
+      for text in ('{"name": "app"}', '{"icons": {}}')],
+    *[("release-scores-of-another", "common.release", put("scores.json", text), "--scores scores.json",
+       "scores.json does not hold scores of dann") for text in ('{"kind": "gan"}', "{}", '{"mode": "dann"}')],
     ("release-manifest-damaged", "common.release", put("manifest.json", "[]"), "", "expected a manifest"),
     ("release-of-another-step", "common.release", put("run-a/done", '{"steps": 3, "seconds": 1}'), "",
      "run-a is not finished: its checkpoint is of step 2 of 2"),

@@ -5,6 +5,7 @@ What can spoil images without making them unreadable is logged as a warning: oth
 
 import io
 import logging
+import stat
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +14,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from common.errors import UserError
 from common.images import DIGIT_SIZE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-DECODER_VERSION = "3"  # part of every cache key: increase it when decode_files returns other pixels than before
+DECODER_VERSION = "4"  # part of every cache key: increase it when decode_files returns other pixels than before
 
 _CHUNK = 256  # images per task of the thread pool: one image is too little work for a task
+_MEGAPIXELS = 100  # a larger image is a mistake, or made to fill the memory
 _SQUARE = 1.5  # the largest ratio of the sides that is taken for a square
 
 log = logging.getLogger(__name__)
+Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; open_rgb refuses
 
 
 def open_rgb(source: str | Path | bytes) -> Image.Image:
@@ -31,13 +35,22 @@ def open_rgb(source: str | Path | bytes) -> Image.Image:
     transparent pixels show white. EXIF rotation is applied, and an animation gives its first frame.
 
     Raises:
-        ValueError: not an image, or a damaged one. The message is the reason, without the file name.
+        ValueError: not an image, a damaged one, one of 32-bit grey or over 100 megapixels. The message is the reason,
+            without the file name.
     """
     try:
+        if not isinstance(source, bytes) and not stat.S_ISREG(Path(source).stat().st_mode):  # a pipe never ends
+            raise ValueError("not a file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if file.width * file.height > _MEGAPIXELS * 10**6:
+                raise ValueError(f"more than {_MEGAPIXELS} megapixels")
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # convert() would clip 16 bits at 255
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # convert() would clip 16 bits at 255
+            grey = np.asarray(image)
+            if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+                raise ValueError("32-bit grey is not read")
+            clear = grey == image.info.get("transparency", -1)
+            image = Image.fromarray(np.where(clear, 255, grey >> 8).astype(np.uint8))
         elif image.has_transparency_data:  # convert("RGB") would show the colour that nobody sees, most often black
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")
@@ -72,6 +85,14 @@ def decode_files(folder: Path, names: list[str], size: int) -> tuple[np.ndarray,
     return images, sides, reasons
 
 
+def decode_strictly(folder: Path, names: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images and sides of `decode_files`. Raises UserError, which names the first broken file."""
+    images, sides, reasons = decode_files(folder, names, size)
+    for name in filter(reasons.get, names):
+        raise UserError(f"broken image {folder / name} ({reasons[name]}): replace it or remove it")
+    return images, sides
+
+
 def warn_of_shapes(what: str, images: np.ndarray, sides: np.ndarray, exact: bool) -> None:
     """Log how many images of `decode_files` were squashed, are of one colour or, if `exact`, were resized."""
     total, size = len(images), images.shape[-1]
@@ -88,14 +109,14 @@ def warn_of_shapes(what: str, images: np.ndarray, sides: np.ndarray, exact: bool
 
 
 def image_names(where: Path, names: Iterable[str]) -> list[str]:
-    """Return the names of image files, sorted, and log how many others are left out; a folder's name ends with `/`.
+    """Return the names of image files, sorted, and log how many others are left out; what is no file ends in `/`.
 
     A leading dot marks a file or folder of the system, such as macOS's ._x.png: of these nothing is said.
     """
     visible = [name for name in names
                if not any(part.startswith(".") and part.strip(".") for part in name.split("/"))]  # `..` hides nothing
     images = sorted(name for name in visible if name.lower().endswith(SUFFIXES))
-    others = Counter("folders" if name.endswith("/") else ascii(Path(name).suffix)[1:-1] or "without a suffix"
+    others = Counter("not files" if name.endswith("/") else ascii(Path(name).suffix)[1:-1] or "without a suffix"
                      for name in visible if not name.lower().endswith(SUFFIXES))
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from common.data import domains, synthetic_faces
-from common.data.decode import DECODER_VERSION, SUFFIXES, decode_files, image_names, warn_of_shapes
+from common.data.decode import DECODER_VERSION, SUFFIXES, decode_files, decode_strictly, image_names, warn_of_shapes
 from common.errors import UserError
 from common.files import atomic_path
 from common.images import DIGIT_SIZE, FACE_SIZE
@@ -80,6 +80,10 @@ def load_digits(data: str | Path, domain: str, split: str, labelled: bool = True
     if labelled or split != "train" or (folder / "train.csv").exists():
         rows = _read_split(folder / f"{split}.csv", labelled)
         names, labels = list(rows), torch.tensor([*rows.values()]) if labelled else None
+        if split != "train" and (train := folder / "train.csv").exists():
+            shared = sum(row[0] in rows for _, row in _read_csv(train, labelled=False))
+            if shared:
+                log.warning("%s/%s.csv names %d images of train.csv: scores on it mislead", folder, split, shared)
     else:
         names, labels = _unnamed_images(folder), None
     images = _load_cached(Path(data), f"digits-{name}-{split}", folder / "data", names, DIGIT_SIZE)
@@ -119,7 +123,7 @@ def load_folder(folder: str | Path, size: int) -> ImageSet:
     They should have `size` already: a warning tells how many do not.
     """
     names = _list_images(Path(folder))
-    images, sides = _decode_strictly(Path(folder), names, size)
+    images, sides = decode_strictly(Path(folder), names, size)
     warn_of_shapes(str(folder), images, sides, exact=True)
     return ImageSet(torch.from_numpy(images), None, names)
 
@@ -149,12 +153,16 @@ def _domain_folder(data: Path, name: str) -> Path:
 def _require_folder(data: Path, part: str, prepared: bool, stand_in: str | None) -> Path:
     """Return the folder `data/part`, or raise a UserError that says how to get it."""
     build = f"build it with `python -m common.prepare --raw DIR --out {data}`"
-    if not data.is_dir():
-        raise UserError(f"no data folder {data}: {build}, or use `--data builtin`")
-    if not (data / part).is_dir():
+    try:
+        os.stat(f"{data}/{part}/.")  # the dot asks whether the files in it can be reached
+    except (FileNotFoundError, NotADirectoryError):
+        if not data.is_dir():
+            raise UserError(f"no data folder {data}: {build}, or use `--data builtin`") from None
         cure = build if prepared else "make it as docs/data.md says"
         cure += f", or use the embedded set ({stand_in})" if stand_in else ""
-        raise UserError(f"{data} has no {part}: {cure}")
+        raise UserError(f"{data} has no {part}: {cure}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {data / part} ({error.strerror}): make it readable") from None
     return data / part
 
 
@@ -221,7 +229,7 @@ def _list_images(folder: Path) -> list[str]:
     """Return the names of the images in a folder, sorted. Raises UserError if there are none or a name is not UTF-8."""
     try:
         with os.scandir(folder) as entries:
-            names = image_names(folder, [entry.name + "/" * entry.is_dir() for entry in entries])
+            names = image_names(folder, [entry.name + "/" * (not entry.is_file()) for entry in entries])
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no folder {folder}: give an existing folder of images") from None
     except OSError as error:
@@ -256,7 +264,7 @@ def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int
         except (OSError, ValueError, EOFError):  # missing or damaged
             continue
     else:
-        images, sides = _decode_strictly(folder, names, size)
+        images, sides = decode_strictly(folder, names, size)
         how = "decoded" if any(_store(path, key, images, sides) for path in paths) else "not cached"
     rate = len(images) / (time.perf_counter() - start)
     log.info("%s: %d images, %.0f images/s (%s)", key, len(images), rate, how)
@@ -288,10 +296,3 @@ def _store(path: Path, key: str, *arrays: np.ndarray) -> bool:
         return True
     except (UserError, OSError):  # read-only or full
         return False
-
-
-def _decode_strictly(folder: Path, names: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    images, sides, reasons = decode_files(folder, names, size)
-    for name in filter(reasons.get, names):  # the first broken one
-        raise UserError(f"broken image {folder / name} ({reasons[name]}): replace it or remove it")
-    return images, sides

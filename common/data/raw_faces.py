@@ -86,8 +86,12 @@ def _open(source: Path) -> tuple[list[str], Callable[[str], bytes]]:
     """List the images of a folder or zip; return their names and a function that reads one of them."""
     if source.is_dir():
         with reading(source):
-            found = [f"{folder}/{name}".removeprefix(f"{source}/")
-                     for folder, _, files in os.walk(source, onerror=_raise) for name in files]
+            found = []
+            for folder, folders, files in os.walk(source, onerror=_raise, followlinks=True):
+                above = {place.resolve() for place in (Path(folder), *Path(folder).absolute().parents)}
+                folders[:] = [name for name in folders if Path(folder, name).resolve() not in above]  # no circles
+                found += [f"{folder}/{name}".removeprefix(f"{source}/") + "/" * (not os.path.isfile(f"{folder}/{name}"))
+                          for name in files]
         return image_names(source, found), lambda name: (source / name).read_bytes()
     with reading(source):
         archive = zipfile.ZipFile(source)

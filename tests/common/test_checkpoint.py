@@ -147,6 +147,14 @@ def test_no_code_in_a_file_is_run(tmp_path, write):
     assert trap.exists()  # the trap does spring where code is run
 
 
+def test_a_file_that_cannot_be_read_is_not_called_damaged(saved, monkeypatch):
+    def refuse(*args, **flags):
+        raise PermissionError(13, "Permission denied", str(saved))
+
+    monkeypatch.setattr("torch.load", refuse)
+    assert "Permission denied" in refused(saved)
+
+
 def test_missing_file(tmp_path):
     assert "no checkpoint at" in refused(tmp_path / "nowhere.pt")
     assert "no checkpoint at" in refused(tmp_path)

@@ -95,14 +95,14 @@ def test_the_last_flag_of_help_is_debug_and_defaults_are_shown(capsys):
 
 
 def test_epochs_become_steps_of_whole_batches_and_settings_are_printed(capsys):
-    args = training_parser().parse_args(["--data", "x"])
+    args = training_parser().parse_args(["--data", "x", "--out", "y"])
     cli.settle(args, 8)
     assert args.steps == 100
-    args = training_parser().parse_args(["--data", "x", "--epochs", "3", "--seed", "0"])
+    args = training_parser().parse_args(["--data", "x", "--out", "y", "--epochs", "3", "--seed", "0"])
     cli.settle(args, 30)
     assert args.steps == 3 * 3
     chosen, default = capsys.readouterr().out.splitlines()[-2:]
-    assert chosen == "chosen: data=x epochs=3 steps=9"
+    assert chosen == "chosen: data=x epochs=3 out=y steps=9"
     assert "batch_size=8" in default and "seed=0" in default and "debug" not in default
     with pytest.raises(UserError, match=r"--batch-size 8 is larger than the training set \(7 images\)"):
         cli.settle(args, 7)
@@ -127,6 +127,13 @@ def test_a_resumed_run_takes_its_settings_and_flags_win(tmp_path):
     assert "steps=9" in cli.describe(args).splitlines()[0]  # chosen once
     assert not hasattr(args, "foreign")
     assert parse("--epochs", "2").epochs == 2
+    for name, value in (("batch_size", None), ("steps", 7.5), ("seed", -1), ("lr_schedule", "none"), ("steps", [])):
+        (tmp_path / "args.json").write_text(json.dumps({"data": "y", name: value}))
+        if value is None:
+            assert parse().batch_size == 8
+            continue
+        with pytest.raises(UserError, match=rf"args\.json: argument --{name.replace('_', '-')}"):
+            parse()
     (tmp_path / "args.json").write_text("[]")
     with pytest.raises(UserError, match="expected the settings of a run"):
         parse()
@@ -142,7 +149,11 @@ def test_a_command_exits_with_its_result(result, code):
 @pytest.mark.parametrize(("error", "line"), [
     (UserError("no folder x: give another"), "error: no folder x: give another\n"),
     (OSError(errno.ENOSPC, "No space left on device", "/x/y"),
-     "error: [Errno 28] No space left on device: '/x/y'\n"),
+     "error: /x/y: No space left on device: check the path and its permissions\n"),
+    (OSError(errno.ENOSPC, "No space left on device"),
+     "error: standard output: cannot write (No space left on device): free some space, or write elsewhere\n"),
+    (MemoryError(),
+     "error: there is not enough memory: ask for fewer images or steps, or a smaller network or batch\n"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
      "error: the GPU's memory is full: use --precision bf16, --device cpu, or a smaller --batch-size to train\n"),
 ])
@@ -155,6 +166,36 @@ def test_a_mistake_is_one_line_on_stderr_and_code_2(capsys, error, line):
     assert end.value.code == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", line)
+
+
+@pytest.mark.parametrize("flag", ["--data", "--out", "--resume"])
+def test_an_empty_name_is_refused(flag):
+    with pytest.raises(UserError, match=f"{flag}: got an empty name"):
+        training_parser().parse_args([flag, ""])
+
+
+def test_a_run_is_not_written_among_the_images(tmp_path):
+    args = training_parser().parse_args(["--data", str(tmp_path), "--out", str(tmp_path / "face" / "train")])
+    with pytest.raises(UserError, match="is among the images of --data"):
+        cli.settle(args, 8)
+
+
+def test_a_run_that_is_resumed_by_its_path_stays_in_its_folder(tmp_path):
+    args = cli.parse_training_args(training_parser(), ["--data", "x", "--resume", str(tmp_path / "last.pt")],
+                                   lambda args: Path("runs/other"))
+    assert args.out == tmp_path
+
+
+def test_closed_streams_and_names_that_no_terminal_shows_end_no_command():
+    code = ("import os, sys; from common.cli import run_main\n"
+            "def main():\n    print('\\udcff'); print('fine', file=sys.stderr)\n"
+            "run_main(main)")
+    project = Path(cli.__file__).resolve().parent.parent
+    env = os.environ | {"PYTHONPATH": str(project), "PYTHONIOENCODING": "ascii:strict"}
+    for closing in (">&-", "2>&-", "<&-"):
+        done = subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {closing}', sys.executable, code], env=env,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (closing, done.stderr)
 
 
 def test_ctrl_c_is_one_line(capsys):

@@ -16,6 +16,12 @@ def test_read_metrics_leaves_out_a_cut_line(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "a": 2.0}, {"step": 2, "a": 1.0}]
 
 
+def test_a_bad_line_costs_no_other_and_is_counted(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\n5\n{"a": 2}\n{"step": 2}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert "3 of 5 lines are damaged" in caplog.text
+
+
 def test_curves_are_a_picture_with_a_panel_a_metric(tmp_path):
     plot_curves(tmp_path, [])
     assert not (tmp_path / "curves.png").exists()  # nothing to draw

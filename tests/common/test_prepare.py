@@ -284,6 +284,40 @@ def test_the_next_run_finishes_a_killed_one(raw, out, tmp_path, monkeypatch):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_two_at_once_do_not_build_in_one_folder(tmp_path, raw, out, monkeypatch):
+    write_lfwcrop(tmp_path)
+    read = prepare.read_faces
+
+    def read_while_another_starts(*args):
+        with pytest.raises(UserError, match=rf"another prepare works in {out}: wait for it"):
+            run(raw, out)
+        return read(*args)
+
+    monkeypatch.setattr(prepare, "read_faces", read_while_another_starts)
+    run(raw, out, "--faces", str(tmp_path / "lfwcrop" / "face.zip"))
+    assert {path.name for path in out.iterdir()} == {"digits", "face"} and len(load_faces(out, "val").images) == 4
+
+
+def test_an_empty_folder_is_not_a_set(raw, out, capsys):
+    (out / "digits" / "mnist").mkdir(parents=True)
+    run(raw, out)
+    assert capsys.readouterr().out.startswith("made digits/mnist: 42 train")
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, PermissionError(errno.EACCES, "Permission denied")])
+def test_a_file_system_without_locks_is_used_and_one_that_cannot_be_written_is_named(raw, out, monkeypatch, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(prepare.FileLock, "acquire", fail)
+    if error is NotImplementedError:
+        run(raw, out)
+        assert len(load_digits(out, "mnist", "test").images) == TEST
+    else:
+        with pytest.raises(UserError, match=rf"{out}: cannot write \(Permission denied\)"):
+            run(raw, out)
+
+
 # --- missing or damaged files ---------------------------------------------------------------------------
 
 

@@ -149,13 +149,22 @@ def test_a_run_is_not_continued_over_another_one(finished, tmp_path):
     make_run(other, nn.Linear(2, 3), resume=str(other / "last.pt"), steps=6)  # its own
 
 
+def test_a_run_whose_checkpoint_is_gone_is_not_started_again(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "last.pt").unlink()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match=r"last\.pt is gone: put it back"):
+        make_run(out, nn.Linear(2, 3), resume="auto", steps=9)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_pictures_of_an_abandoned_continuation_go(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     (out / "samples").mkdir()
-    for name in ("0000004.png", "0000005.png", "mine.png"):
+    for name in ("0000004.png", "0000005.png", "20240101.png"):
         (out / "samples" / name).write_text("")
     make_run(out, nn.Linear(2, 3), resume="auto", steps=9)
-    assert sorted(os.listdir(out / "samples")) == ["0000004.png", "mine.png"]
+    assert sorted(os.listdir(out / "samples")) == ["0000004.png", "20240101.png"]
 
 
 def test_a_dry_run_times_steps_and_writes_nothing(tmp_path, capsys):
@@ -340,7 +349,8 @@ def test_another_process_that_cannot_begin_leaves_the_folder_to_the_first(tmp_pa
         (out / "args.json").write_text("the first one's")  # meanwhile
         raise UserError("no checkpoint here")
 
-    monkeypatch.setenv("RANK", "1")
+    for room in ("run", "run_folder"):
+        monkeypatch.setattr(f"common.{room}.rank", lambda: 1)
     monkeypatch.setattr(RunFolder, "load_checkpoint", resume)
     with pytest.raises(UserError, match="no checkpoint here"):
         make_run(out, nn.Linear(2, 3), resume="last.pt")

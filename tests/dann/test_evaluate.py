@@ -87,6 +87,11 @@ def test_confusion_has_one_row_per_digit_and_one_column_per_prediction(train, tm
     predicted = torch.arange(20) % 10
     predicted[3] = 5  # one of the two threes
     monkeypatch.setattr(evaluate, "predict", lambda *args: (None, predicted))
+    result = json.loads((out / "result.json").read_text())
+    (out / "result.json").write_text(json.dumps(result | {"val": 1.0}))
+    with pytest.raises(UserError, match=r"run: data or last\.pt changed since result\.json"):
+        main(["--confusion", str(out)])
+    (out / "result.json").write_text(json.dumps(result | {"val": 0.95}))
     assert main(["--confusion", str(out), "--out", str(tmp_path / "table.md")]) == 0
     table = (tmp_path / "table.md").read_text()
     assert "| 3 | 0 | 0 | 0 | 1 | 0 | 1 | 0 | 0 | 0 | 0 |\n" in table
@@ -98,8 +103,12 @@ def test_mistakes(runs, tmp_path):
     first, twin = runs("a", "dann"), runs("b", "dann")
     with pytest.raises(UserError, match="same settings and seed"):
         main([first, twin])
-    with pytest.raises(UserError, match="20 steps, expected 10"):
-        main([first, runs("c", "dann", 1, steps=20)])
+    of_batch = runs("d", "dann", 1, batch_size=64)
+    for key, value, expected in (("steps", 20, 10), ("batch_size", 128, 64), ("precision", "bf16", None),
+                                 ("inputs", {"data": "1"}, None)):
+        other = runs(key, "dann", 2, **{key: value})
+        with pytest.raises(UserError, match=f"{key}: got {key} {value}, expected {expected} like the other runs"):
+            main([of_batch if key == "batch_size" else first, other])
     with pytest.raises(UserError, match=r"result\.json .* --resume auto finishes"):
         main([first, str(tmp_path)])
     with pytest.raises(UserError, match=r"\.md"):

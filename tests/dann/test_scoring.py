@@ -52,10 +52,12 @@ def test_result_file(tmp_path):
     scores.load_state_dict({"rows": [{"step": 5, "val": 0.75}, {"step": 10, "val": 0.5}]})
     settings = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
                 "geometry": False, "intensity": True, "standardise": True, "adversary": True, "teacher": False,
-                "balance": False, "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu"}
+                "balance": False, "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu",
+                "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"}}
     assert write_result(tmp_path, settings, scores) == "mnistm -> usps dann plain: target val 50.0%"
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
+        "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"},
         "changes": ["no geometry", "lr_schedule constant"], "steps": 10, "seconds": 1.5, "val": 0.5,
         "oracle": {"step": 5, "val": 0.75}}
 

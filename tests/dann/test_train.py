@@ -25,6 +25,7 @@ from dann import train as training
 from dann.inference import main as predict_folder
 from dann.inputs import network_input
 from dann.networks import DANN
+from dann.predict import load_network, predict
 from dann.recipes import RECIPES
 from dann.teacher import pseudo_labels
 from dann.train import main, train_step
@@ -118,12 +119,28 @@ def test_a_network_of_embedded_data_says_so(monkeypatch, tmp_path, train):
     assert (model_args["source"], model_args["target"]) == ("builtin-mnistm", "builtin-usps")
 
 
+def test_the_result_is_of_the_weights_that_are_kept(train, monkeypatch, tmp_path):
+    """Stopped between two previews, and then called finished."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", lambda self, metrics: self.step == 3 and os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train("run", "--sample-every", "3")
+    out = train("run", "--sample-every", "3", "--resume", "auto", "--steps", "4")
+    rows = torch.load(out / "last.pt", weights_only=True)["parts"]["scores"]["rows"]
+    result = json.loads((out / "result.json").read_text())
+    assert [row["step"] for row in rows] == [3] and result["steps"] == 4
+    digits = load_digits(json.loads((out / "args.json").read_text())["data"], "usps", "val")
+    model, _ = load_network(out / "last.pt", torch.device("cpu"))
+    _, predicted = predict(model, digits.images, True, torch.device("cpu"))
+    assert result["val"] == pytest.approx((predicted == digits.labels).float().mean().item())
+
+
 def test_run_folder(train, capsys):
     out = train("run", "--sample-every", "3", "--adversary")
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
     result = json.loads((out / "result.json").read_text())
-    assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "seconds",
-                            "val", "test", "oracle"]
+    assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs",
+                            "changes", "steps", "seconds", "val", "test", "oracle"]
     assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
     assert {p.name for p in out.iterdir()} == {".lock", "args.json", "versions.json", "metrics.jsonl", "done",
                                               "last.pt", "samples", "result.json"}
@@ -224,7 +241,7 @@ def test_several_seeds_are_separate_runs(train, weights, capsys):
     assert same(weights(out.with_name("runs-seed3")), weights(single))
     settings = [json.loads((path / "args.json").read_text()) for path in (out.with_name("runs-seed3"), single)]
     assert settings[0] == settings[1] | {"out": f"{out}-seed3"}
-    train("runs", "--seeds", "3", "0", "--resume", "auto")
+    main(["--out", str(out), "--seeds", "3", "0", "--resume", "auto"])  # with the settings of the first
     assert capsys.readouterr().out.count("steps are done already") == 2
 
 

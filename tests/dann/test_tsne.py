@@ -49,6 +49,9 @@ def test_mistakes(data, networks, tmp_path):
     command = ["--data", str(data), "--out", str(tmp_path / "out.png")]
     with pytest.raises(UserError, match="same domains"):
         tsne.main([str(networks[0]), str(other), *command])
+    for before, after, mode in ((0, 0, "source"), (1, 1, "dann"), (1, 0, "dann")):
+        with pytest.raises(UserError, match=rf"{mode}\.pt was trained with --mode {mode}, expected"):
+            tsne.main([str(networks[before]), str(networks[after]), *command])
     with pytest.raises(UserError, match=r"ends in \.png"):
         tsne.main([*map(str, networks), "--data", str(data), "--out", str(tmp_path / "out.pdf")])
     assert not list(tmp_path.glob("out*"))

@@ -46,9 +46,29 @@ def test_evaluations_are_counted(run):
     assert [row["evaluations"] for row in run("dpm-solver++:3:1", "ddim:3:2")] == [3, 6]
 
 
-def test_rows_of_an_earlier_call_are_kept(run):
+def test_rows_of_an_earlier_call_are_kept(run, capsys):
     first = run("ddim:2:1")
     assert run("ddim:2:1", "ddim:3:1")[0] == first[0]  # the seconds too: it was not computed again
+    assert capsys.readouterr().out.count("ddim:2:1: is in table/samplers.json already\n") == 1
+
+
+def test_force_begins_a_new_table(run, tmp_path):
+    run("ddim:2:1", "ddim:3:1")
+    (tmp_path / "table" / "samplers.json").write_text("foreign")
+    assert [row["setting"] for row in run("ddim:2:1", "--force")] == ["ddim:2:1"]
+
+
+@pytest.mark.parametrize("key", ["setting", "evaluations", "seconds", "accuracy", "frechet", "frechet_real", "variety"])
+def test_a_row_without_a_key_is_refused_before_anything_is_computed(run, tmp_path, monkeypatch, key):
+    run("ddim:2:1")
+    table = tmp_path / "table" / "samplers.json"
+    content = json.loads(table.read_text())
+    monkeypatch.setattr(compare, "load_or_train", None)
+    for bad in ({}, {key: "ddim"}):
+        row = {name: value for name, value in content["rows"][0].items() if name != key} | bad
+        table.write_text(json.dumps(content | {"rows": [row]}))
+        with pytest.raises(UserError, match=r"samplers\.json is not a comparison of samplers"):
+            run("ddim:3:1")
 
 
 def test_rows_of_another_comparison_are_refused_before_anything_is_computed(run, weights, tmp_path, monkeypatch,

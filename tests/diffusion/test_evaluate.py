@@ -66,7 +66,7 @@ def test_command_scores_a_folder_and_shows_the_neighbours(digits_dir, tmp_path, 
                "--out", str(tmp_path / "scores.json"), "--neighbours", str(tmp_path / "near.png")]
     assert evaluate.main(command) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["images"] == 20
+    assert scores["kind"] == "diffusion" and scores["images"] == 20
     assert scores["closest"] == pytest.approx(0, abs=0.01)
     assert scores["suspicious"] == 1
     out = capsys.readouterr().out

@@ -96,7 +96,7 @@ def test_command(faces, tmp_path, capsys):
     assert main([*argv, "--force"]) == 0
     assert out.read_bytes() == first
     scores = json.loads(first)
-    assert scores["images"] == 4 and len(scores["swd"]) == len(scores["swd_real"]) == 3
+    assert scores["kind"] == "gan" and scores["images"] == 4 and len(scores["swd"]) == len(scores["swd_real"]) == 3
     shown = capsys.readouterr().out
     assert "note: scores of 4 images say little" in shown
     assert re.search(r"swd x1000, 64 px +[\d.]+ +[\d.]+\n", shown)

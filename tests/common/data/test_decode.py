@@ -58,6 +58,24 @@ def test_every_kind_of_png_becomes_rgb(tmp_path, image, expected):
     assert (pixels((tmp_path / "x.png").read_bytes()) == found).all()
 
 
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 65536, np.int32),
+                                    np.full((4, 4), -1, np.int32)], ids=["float", "large", "negative"])
+def test_32_bit_grey_is_refused(pixels):
+    with pytest.raises(ValueError, match="32-bit grey is not read"):
+        open_rgb(encoded(Image.fromarray(pixels), "TIFF"))
+
+
+def test_a_huge_image_is_refused_and_without_a_warning(recwarn):
+    with pytest.raises(ValueError, match="more than 100 megapixels"):
+        open_rgb(encoded(Image.new("1", (10_001, 10_000)), compress_level=1))
+    assert not recwarn
+
+
+def test_a_transparent_16_bit_grey_shows_white():
+    found = pixels(encoded(Image.fromarray(GRADIENT.astype(np.uint16) * 257), transparency=257))
+    assert (found == np.where(GREY == 1, 255, GREY)).all()
+
+
 @pytest.mark.parametrize(("mode", "clear"), [("P", bytes([0, *[255] * 255])), ("P", 0), ("L", 0), ("RGB", (0, 0, 0))])
 def test_a_transparent_colour_shows_white_and_without_a_warning(recwarn, mode, clear):
     found = pixels(encoded(Image.fromarray(GRADIENT).convert(mode), transparency=clear))

@@ -135,7 +135,17 @@ def test_files_with_another_suffix_are_counted(data, caplog):
     (images_dir / "more.png").mkdir()
     assert len(load_readable(images_dir, 28)[0].names) == 5
     assert said(caplog)[0] == (f"{images_dir}: 4 of 9 files are left out (1 .tif, 1 .TIF, 1 without a suffix, "
-                               "1 folders): images are named .png, .jpg, .jpeg, .bmp, .webp")
+                               "1 not files): images are named .png, .jpg, .jpeg, .bmp, .webp")
+
+
+def test_a_named_pipe_is_no_image(data, caplog):
+    images_dir = data / "digits" / "usps" / "data"
+    os.mkfifo(images_dir / "z.png")
+    assert len(load_folder(images_dir, 28).names) == len(load_readable(images_dir, 28)[0].names) == 5
+    assert said(caplog)[0].startswith(f"{images_dir}: 1 of 6 files are left out (1 not files)")
+    csv_of(data).write_text("image_name,label\nz.png,0\n")
+    with pytest.raises(UserError, match=r"broken image .*z\.png \(not a file\)"):
+        load_digits(data, "usps", "train")
 
 
 @pytest.mark.parametrize("load", [load_folder, load_readable])
@@ -250,6 +260,16 @@ def test_an_embedded_set_has_every_split_and_a_missing_domain_is_a_mistake(data)
         has_split(data, "svhn", "val")
 
 
+def test_training_images_in_a_split_for_scores_are_counted(data, caplog):
+    (data / "digits" / "usps" / "val.csv").write_text("image_name,label\n1.png,1\n2.png,2\n")
+    csv_of(data).write_text("image_name,label\n0.png,0\n2.png,2\n")
+    load_digits(data, "usps", "val")
+    assert said(caplog)[0] == f"{data}/digits/usps/val.csv names 1 images of train.csv: scores on it mislead"
+    csv_of(data).write_text("image_name,label\n0.png,0\n")
+    load_digits(data, "usps", "val")
+    assert not [line for line in said(caplog) if "mislead" in line]
+
+
 # --- the cache ------------------------------------------------------------------------------------------
 
 
@@ -257,7 +277,7 @@ def test_the_second_load_decodes_nothing(data, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "common.data.folder")
     first = load_digits(data, "usps", "train")
     assert "digits-usps-train: 5 images" in caplog.text and "(decoded)" in how(caplog)
-    monkeypatch.setattr(folder, "decode_files", None)
+    monkeypatch.setattr(folder, "decode_strictly", None)
     second = load_digits(data, "usps", "train")
     assert "(cached)" in how(caplog)
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
@@ -293,7 +313,7 @@ def test_a_changed_image_of_the_same_size_and_time_is_noticed(data):
 @pytest.mark.parametrize("moment", ["listed", "looked at"])
 def test_an_image_that_vanishes_while_the_folder_is_read_is_named(data, monkeypatch, moment):
     victim = data / "digits" / "usps" / "data" / "3.png"
-    name = {"listed": "_load_cached", "looked at": "decode_files"}[moment]
+    name = {"listed": "_load_cached", "looked at": "decode_strictly"}[moment]
     read = getattr(folder, name)
     monkeypatch.setattr(folder, name, lambda *args: victim.unlink(missing_ok=True) or read(*args))
     with pytest.raises(UserError, match=r"3\.png.*No such file.*: replace it or remove it") as mistake:
@@ -402,6 +422,20 @@ def test_a_domain_without_its_images_says_what_belongs_there(data):
     shutil.rmtree(data / "digits" / "usps" / "data")
     with pytest.raises(UserError, match=r"no .*usps/data: a domain needs the images in data/ and .*docs/data\.md"):
         load_digits(data, "usps", "train")
+
+
+def test_a_folder_that_nobody_may_look_into_is_named(data, monkeypatch):
+    looks = os.stat
+
+    def refused(path, *args, **options):
+        if "digits/usps" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return looks(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    for look in (load_digits, has_split):
+        with pytest.raises(UserError, match=r"cannot read .*digits/usps \(Permission denied\): make it readable"):
+            look(data, "usps", "train")
 
 
 def test_an_error_names_the_missing_part_and_its_cure(data, tmp_path):

@@ -1,6 +1,7 @@
 """Faces as published; tests/common/test_prepare.py has the way from there to loaded images."""
 
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def test_folders_divide_a_source_and_what_is_left_out_is_counted(tmp_path, caplo
     assert not set(splits["train"]) & set(splits["val"])
     assert all(read(name) for name in splits["train"] + splits["val"])
     assert [record.getMessage().removeprefix(str(source)).lstrip(": ") for record in caplog.records] == said
+
+
+def test_linked_folders_are_read_circles_are_not_followed_and_pipes_are_left_out(tmp_path, caplog):
+    spread(tmp_path / "else", numbered("faces"))
+    spread(tmp_path / "mine", numbered("train"))
+    (tmp_path / "mine" / "val").symlink_to(tmp_path / "else" / "faces")
+    (tmp_path / "mine" / "train" / "circle").symlink_to(tmp_path / "mine")
+    (tmp_path / "else" / "faces" / "circle").symlink_to(tmp_path / "else" / "faces")
+    os.mkfifo(tmp_path / "mine" / "train" / "z.png")
+    splits, _ = read_faces(None, 0, tmp_path / "mine")
+    assert splits == {"train": numbered("train"), "val": numbered("val")}
+    assert "1 of 11 files are left out (1 not files)" in caplog.text
 
 
 def test_a_source_with_val_alone_is_refused(tmp_path):
