@@ -41,6 +41,7 @@ def test_seeds_do_not_collide():
 def test_the_draws_of_a_step_depend_on_seed_step_and_rank_alone(monkeypatch):
     def draw(seed, step, rank):
         monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
         torch.rand(7)  # whatever was drawn before
         seed_step(seed, step)
         return torch.rand(3).tolist()
