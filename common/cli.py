@@ -203,8 +203,9 @@ def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Cal
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     defaults = args.defaults
-    out = args.out or (Path(args.resume).parent if args.resume not in (None, "auto") else default_out(args))
-    source = (Path(args.resume).parent if args.resume not in (None, "auto") else folder(args, out)) / "args.json"
+    resumed = Path(args.resume).parent if args.resume not in (None, "auto") else None
+    out = args.out or resumed or default_out(args)
+    source = (resumed or folder(args, out)) / "args.json"
     if args.resume and source.exists():
         before = read_json(source, "the settings of a run")
         if any(text.startswith("--epochs") for text in argv):  # instead of the steps of the run
