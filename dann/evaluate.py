@@ -148,10 +148,10 @@ def main(argv: list[str] | None = None) -> int:
     table = to_markdown(cells)
     if args.confusion:
         table = "\n".join([table, *map(confusion, args.runs, results)])
-    print(table, end="")
-    if args.out is not None:
+    if args.out is not None:  # before the table is printed: `| head` closes standard output
         write_text(args.out, table)
         write_json(args.out.with_suffix(".json"), cells)
+    print(table, end="")
     return 0
 
 

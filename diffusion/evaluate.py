@@ -108,6 +108,11 @@ def main(argv: list[str] | None = None) -> int:
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())
     scores |= {"kind": "diffusion", "classifier_accuracy_on_val": accuracy, **copies}
 
+    if args.neighbours:
+        shown = [image for i, *others in rows.tolist() for image in (fake.images[i], *train_set.images[others])]
+        save_picture(grid(torch.stack(shown), rows.shape[1], scale=2), args.neighbours)
+    if args.out:
+        write_json(args.out, scores)
     print(f"{scores['images']} digits against the validation digits of {args.domain}")
     print(f"accuracy             {scores['accuracy']:.2%}  (real: {scores['classifier_accuracy_on_val']:.2%})")
     print("  by digit           " + " ".join(f"{d}:{v:.0%}" for d, v in scores["accuracy_by_digit"].items()))
@@ -117,11 +122,6 @@ def main(argv: list[str] | None = None) -> int:
     print(f"suspiciously close   {scores['suspicious']:.1%}  (real: 1%)")
     for note in few(len(fake.images)):
         print(note)
-    if args.neighbours:
-        shown = [image for i, *others in rows.tolist() for image in (fake.images[i], *train_set.images[others])]
-        save_picture(grid(torch.stack(shown), rows.shape[1], scale=2), args.neighbours)
-    if args.out:
-        write_json(args.out, scores)
     return 0
 
 

@@ -176,13 +176,13 @@ def main(argv: list[str] | None = None) -> int:
               "near_duplicates": near_duplicates(chosen, second),
               "near_duplicates_real": near_duplicates(second, second), **extra, **copies}
 
-    print(f"{len(chosen)} of {len(fake)} images against {args.reference}")
-    print("\n".join([*table(scores), *missing, *few(len(chosen))]))
     if args.neighbours:
         tiles = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
         save_picture(grid(torch.stack(tiles), rows.shape[1]), args.neighbours)
     if args.out:
         write_json(args.out, scores)
+    print(f"{len(chosen)} of {len(fake)} images against {args.reference}")
+    print("\n".join([*table(scores), *missing, *few(len(chosen))]))
     return 0
 
 

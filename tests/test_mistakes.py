@@ -598,6 +598,19 @@ def test_data_that_vanish_cost_no_step(task, here, fast, unbroken, capfd, monkey
     assert left() == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["gan.evaluate", "diffusion.evaluate", "dann.evaluate"])
+def test_scores_are_written_before_they_are_printed(module, here, fast, monkeypatch, capfd):
+    def closed(text, *, file=None, **flags):
+        if file is None and "training" not in text:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("builtins.print", closed)
+    monkeypatch.setattr("common.cli.drop_stdout", lambda: None)
+    assert run(module, *("--out", "table.json") * (module != "dann.evaluate")) == 2
+    assert Path("table.json").exists()
+
+
 NINE = HEAD + "".join(f"0{digit}.png,{digit}\n" for digit in range(9))
 
 
