@@ -41,7 +41,7 @@ def pixels(source: bytes) -> np.ndarray:
     [
         (Image.fromarray(RGB), RGB),
         (Image.fromarray(GRADIENT), GREY),
-        (Image.fromarray(GRADIENT.astype(np.uint16) * 257), GREY),
+        (Image.fromarray(GRADIENT.astype(np.uint16) * 256 + (255 - GRADIENT)), GREY),
         (Image.fromarray(GRADIENT > 99), 255 * (GREY > 99)),
         (Image.fromarray(np.dstack([RGB, ALPHA])), ON_WHITE),
         (Image.fromarray(np.dstack([BLACK, 255 - GRADIENT])), GREY),
