@@ -106,8 +106,10 @@ def _explain(error: Exception) -> str | UserError | None:
         return "the GPU's memory is full: use --precision bf16, --device cpu, or a smaller --batch-size to train"
     if isinstance(error, MemoryError | OverflowError) or "DefaultCPUAllocator" in str(error):
         return "there is not enough memory: ask for fewer images or steps, or a smaller network or batch"
-    if isinstance(error, UserError) or not isinstance(error, OSError):
-        return error if isinstance(error, UserError) else None
+    if isinstance(error, UserError):
+        return error
+    if not isinstance(error, OSError):
+        return None
     if error.filename is not None:
         return f"{error.filename}: {error.strerror}: check the path and its permissions"
     if error.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF):  # files are written with a name

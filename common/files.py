@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from common.errors import UserError
 
 
@@ -37,6 +39,23 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
     full = error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return UserError(f"{path}: cannot write ({error.strerror or error}): "
                      f"{'free some space, or ' * full}write elsewhere")
+
+
+def lock_folder(lock: FileLock) -> None:
+    """Make the folder of a lock file and take the lock, which is held until it is released or the process ends.
+
+    Raises:
+        Timeout: another process holds it. OSError: the folder cannot be written.
+    """
+    folder = Path(lock.lock_file).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.suppress(NotImplementedError):  # some network file systems have no locks
+            lock.acquire(timeout=0)
+    except Timeout:  # it also stands for a folder that cannot be written
+        if os.access(folder, os.W_OK):
+            raise
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder)) from None
 
 
 def require_new(force: bool, *paths: Path | None) -> None:

@@ -16,7 +16,6 @@ are kept, so the same command continues an interrupted run. If a raw file is dam
 
 import argparse
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sized
 from functools import partial
@@ -31,7 +30,7 @@ from common.data.domains import DOMAINS
 from common.data.raw_faces import read_faces
 from common.data.raw_files import Missing, Unreachable, fetch, split_rows
 from common.errors import UserError
-from common.files import cannot_write
+from common.files import cannot_write, lock_folder
 from common.images import DIGIT_SIZE
 
 
@@ -93,12 +92,10 @@ def claimed(out: Path) -> Iterator[None]:
     """
     lock = FileLock(out / ".prepare.lock")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(NotImplementedError):  # some network file systems have no locks
-            lock.acquire(timeout=0)
-    except (OSError, Timeout) as error:  # Timeout also stands for a folder that cannot be written
-        if isinstance(error, Timeout) and os.access(out, os.W_OK):
-            raise UserError(f"another prepare works in {out}: wait for it") from None
+        lock_folder(lock)
+    except Timeout:
+        raise UserError(f"another prepare works in {out}: wait for it") from None
+    except OSError as error:
         raise cannot_write(out, error) from None
     try:
         yield

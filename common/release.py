@@ -28,9 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_weights(run_checkpoint: Path, path: Path) -> dict[str, Any]:
-    """Write the inference weights of a run's checkpoint in half precision; return its kind, model_args and step."""
-    content = checkpoint.load(run_checkpoint)
+def write_weights(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write the inference weights of a loaded checkpoint in half precision; return its kind, model_args and step."""
     weights = {name: w.half() if w.is_floating_point() else w for name, w in content["weights"].items()}
     about = {name: content[name] for name in ("kind", "model_args", "step")}
     checkpoint.save(path, {**about, "weights": weights})
@@ -40,7 +39,7 @@ def write_weights(run_checkpoint: Path, path: Path) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
-    run_checkpoint, manifest_path = args.run / "last.pt", args.out.with_name(checkpoint.MANIFEST)
+    manifest_path = args.out.with_name(checkpoint.MANIFEST)
     if args.out.suffix != ".pt" or args.out.parent.resolve() == args.run.resolve():
         raise UserError(f"{args.out}: expected a name that ends in .pt, outside the run folder")
     require_new(args.force, args.out)
@@ -54,14 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     scores = read_json(args.scores, "scores of an evaluate command") if args.scores else None
     if args.out.name in manifest and not args.force:
         raise UserError(f"{manifest_path} has {args.out.name}: name another file, or replace it with --force")
-    content = checkpoint.load(run_checkpoint)
+    content = checkpoint.load(args.run / "last.pt")
     if not content.get("step") == done.get("steps") == settings.get("steps"):
         raise UserError(f"{args.run} is not finished: its checkpoint is of step {content.get('step')} of "
                         f"{settings.get('steps')}; --resume auto finishes it")
     kind = content["kind"].split("/")[0]
     if scores is not None and scores.get("kind", "dann" if "oracle" in scores else None) != kind:
         raise UserError(f"{args.scores} does not hold scores of {kind}: name those of {args.run}, or evaluate it again")
-    entry = write_weights(run_checkpoint, args.out)
+    entry = write_weights(content, args.out)
     entry |= {"sha256": checkpoint.sha256(args.out), "seed": settings["seed"], "seconds": done["seconds"],
               "args": settings, "versions": versions, "scores": scores}
     if args.note:

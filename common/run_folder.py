@@ -23,7 +23,7 @@ from common import checkpoint
 from common.device import describe_machine
 from common.distributed import rank, world_size
 from common.errors import UserError
-from common.files import read_json, write_json, write_text
+from common.files import lock_folder, read_json, write_json, write_text
 from common.metrics_log import METRICS, read_metrics
 
 RESULTS = {"done", "result.json"}  # of a finished run; the second is DANN's
@@ -68,15 +68,12 @@ class RunFolder:
         elif foreign := sorted(FILES & names):
             raise UserError(f"{self.path} has {foreign[0]}, but not of a run: name another --out")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(NotImplementedError):  # some network file systems have no locks
-                self._lock.acquire(timeout=0)
-        except (OSError, Timeout) as error:  # Timeout also stands for a folder that cannot be written
-            if isinstance(error, Timeout) and os.access(self.path, os.W_OK):
-                raise UserError(f"{self.path}: another process trains there: wait for it, or name another "
-                                "--out") from None
-            reason = error.strerror or "Permission denied"
-            raise UserError(f"{self.path}: cannot write the run folder ({reason}): name another --out") from error
+            lock_folder(self._lock)
+        except Timeout:
+            raise UserError(f"{self.path}: another process trains there: wait for it, or name another --out") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write the run folder ({error.strerror}): "
+                            "name another --out") from error
         return names
 
     def release(self) -> None:

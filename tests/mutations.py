@@ -73,7 +73,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/common/test_lr_schedule.py"),
     ("common/lr_schedule.py:set_lr", 'group["lr"] = lr', "pass", "no rate ever falls",
      "tests/common/test_lr_schedule.py"),
-    ("common/run_folder.py:RunFolder._claim", "self._lock.acquire(timeout=0)", "pass",
+    ("common/run_folder.py:RunFolder._claim", "lock_folder(self._lock)", "self.path.mkdir(parents=True, exist_ok=True)",
      "two processes train in one folder", "tests/common/test_run.py"),
     ("common/run.py:Run.steps", "raise SystemExit(128 + stop)", "raise SystemExit(0)",
      "a stopped run looks like a finished one", "tests/diffusion/test_train.py -k stopped"),

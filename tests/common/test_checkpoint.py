@@ -237,7 +237,7 @@ def test_a_released_file_holds_half_precision_weights_and_nothing_of_training(sa
     checkpoint.save(saved, content(args={"data": "somebody/hw2_data"}, rng={"cpu": torch.get_rng_state()},
                                    parts={"optimizer": optimizer.state_dict()}))
     released = tmp_path / "weights" / "net.pt"
-    about = write_weights(saved, released)
+    about = write_weights(checkpoint.load(saved), released)
     assert about == {"kind": KIND, "model_args": {"width": 4}, "step": 7}
     raw = torch.load(released, weights_only=True)
     assert raw.keys() == {"format", "kind", "model_args", "step", "weights"}

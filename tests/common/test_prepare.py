@@ -309,7 +309,7 @@ def test_a_file_system_without_locks_is_used_and_one_that_cannot_be_written_is_n
     def fail(*args, **options):
         raise error
 
-    monkeypatch.setattr(prepare.FileLock, "acquire", fail)
+    monkeypatch.setattr("common.files.FileLock.acquire", fail)
     if error is NotImplementedError:
         run(raw, out)
         assert len(load_digits(out, "mnist", "test").images) == TEST

@@ -271,7 +271,7 @@ def test_resume_auto_in_an_empty_folder_starts(tmp_path):
 
 
 def test_a_released_file_is_not_resumed(finished, tmp_path):
-    write_weights(finished / "last.pt", tmp_path / "small.pt")
+    write_weights(checkpoint.load(finished / "last.pt"), tmp_path / "small.pt")
     with pytest.raises(UserError, match="is a released file"):
         make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(tmp_path / "small.pt"))
     assert not (tmp_path / "run").exists()

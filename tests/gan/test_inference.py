@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from common.checkpoint import load
 from common.errors import UserError
 from common.randomness import seeded_normal
 from common.release import write_weights
@@ -133,7 +134,7 @@ def test_slerp_keeps_the_length_and_meets_both_ends():
 def test_released_file_works_too(trained, tmp_path):
     model, run = trained
     small = tmp_path / "small.pt"
-    write_weights(run / "last.pt", small)
+    write_weights(load(run / "last.pt"), small)
     assert main([str(tmp_path / "out"), "--model", model, "--weights", str(small), "--n", "2"]) == 0
 
 
