@@ -1,16 +1,22 @@
-"""Devices and precision: what to compute on, in which dtype, and what the machine is.
+"""Devices and precision: what to compute on, in which dtype, how fast, and what the machine is.
 
 No other module names a kind of device; the command line offers them by name.
 """
 
 import os
 import sys
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from common.errors import UserError
+
+WARM_UP = 3  # calls before a capture: libraries set themselves up, and choose their kernels
 
 
 def select_device(name: str) -> torch.device:
@@ -19,16 +25,19 @@ def select_device(name: str) -> torch.device:
         raise UserError("--device cuda: PyTorch finds no GPU: use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        if "LOCAL_RANK" in os.environ:  # set by torchrun: the number of this process on this machine; one GPU each
-            local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if local_rank >= num_gpus:
-                raise UserError(f"process {local_rank + 1} of this machine has no GPU of its own ({num_gpus} found): "
-                                f"use --nproc_per_node {num_gpus}, or --device cpu")
-            torch.cuda.set_device(local_rank)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # set by torchrun: the number of this process on this machine
+        local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= num_gpus:  # one GPU each
+            raise UserError(f"process {local_rank + 1} of this machine has no GPU of its own ({num_gpus} found): "
+                            f"use --nproc_per_node {num_gpus}, or --device cpu")
+        torch.cuda.set_device(local_rank)
+    allow_tf32(False)
     return torch.device(name)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let a GPU round the factors of float32 products and convolutions to TF32, 10 bits of mantissa, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def select_dtype(device: torch.device, precision: str) -> torch.dtype:
@@ -54,6 +63,85 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def place(module: nn.Module, device: torch.device) -> nn.Module:
     """Move a network to the device, its convolution weights in channels_last memory format."""
     return module.to(device=device, memory_format=torch.channels_last)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to the device; a GPU copies while the CPU goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def capturable(optimizer: Optimizer) -> Optimizer:
+    """Let captured steps use an Adam: on a GPU, its rate becomes a tensor, which `set_lr` fills. Returns `optimizer`.
+
+    A checkpoint of another device may be loaded into it.
+    """
+    def keep_own(optimizer: Optimizer, state: dict) -> dict:
+        own = [{name: group[name] for name in ("lr", "capturable")} for group in optimizer.param_groups]
+        return state | {"param_groups": [saved | mine for saved, mine in zip(state["param_groups"], own, strict=True)]}
+
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        if device.type == "cuda":
+            group.update(capturable=True, lr=torch.tensor(group["lr"], device=device))
+    optimizer.register_load_state_dict_pre_hook(keep_own)
+    return optimizer
+
+
+class Captured:
+    """A function of tensors that a GPU runs as a CUDA graph: with one launch, instead of one for every operation.
+
+    The first calls run as they are. The next one is captured and replayed, and later ones are replayed. Nothing runs
+    twice, and a replay does what the function did, so the results do not depend on it. Random numbers come from the
+    device's default generator, whose state a replay follows. Each combination of shapes and switches has a graph of its
+    own. On a CPU, and if several processes share the work, every call runs as it is.
+
+    Args:
+        function: maps tensors to a tensor or a dict of tensors, without a gradient. It may not read a tensor's value,
+            copy from the CPU, nor use a number that changes from call to call: that is an input, or a 0-d tensor filled
+            in place, such as the rate of a `capturable` optimizer. What it returns is overwritten by later calls.
+        device: of its tensors.
+    """
+
+    def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
+        self.function = function
+        self.graphs = None if device.type == "cpu" or dist.is_initialized() else {}
+        self.stream = None if self.graphs is None else torch.cuda.Stream(device)
+
+    def __call__(self, *inputs: Tensor, **switches: Hashable) -> Any:
+        """Call the function with tensors on the device, and with switches that say what it does."""
+        if self.graphs is None:
+            return self.function(*inputs, **switches)
+        key = (*((x.shape, x.dtype) for x in inputs), *sorted(switches.items()))
+        graph = self.graphs.setdefault(key, _Graph())
+        return graph(self.function, self.stream, inputs, switches)
+
+
+class _Graph:
+    """One graph of a `Captured` function, whose inputs have a place of their own."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.inputs: list[Tensor] = []
+        self.graph = torch.cuda.CUDAGraph()
+        self.outputs: Any = None
+
+    def __call__(self, function: Callable, stream: torch.cuda.Stream, inputs: tuple[Tensor, ...],
+                 switches: dict[str, Hashable]) -> Any:
+        self.calls += 1
+        if self.calls <= WARM_UP:  # on the stream of the capture: gradients remember the stream they came from
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                outputs = function(*inputs, **switches)
+            torch.cuda.current_stream().wait_stream(stream)
+            return outputs
+        if self.calls == WARM_UP + 1:
+            self.inputs = [x.clone() for x in inputs]
+            with torch.cuda.graph(self.graph, stream=stream):
+                self.outputs = function(*self.inputs, **switches)
+        for own, x in zip(self.inputs, inputs, strict=True):
+            own.copy_(x)
+        self.graph.replay()
+        return self.outputs
 
 
 def synchronize(device: torch.device) -> None:

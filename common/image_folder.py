@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from common.errors import UserError
 from common.images import STAMP, save_image
 
 PNG_END = b"IEND\xaeB`\x82"  # of every whole PNG file
+WRITERS = 4  # threads
 
 
 def generate_folder(folder: Path, names: Sequence[str], stamp: str, generate: Callable[[range], Tensor],
@@ -22,7 +24,7 @@ def generate_folder(folder: Path, names: Sequence[str], stamp: str, generate: Ca
     """Generate the images that a folder lacks, and return their number.
 
     Networks may round differently in batches of another size. So an image is always generated in the same batch, even
-    if other images of that batch exist already.
+    if other images of that batch exist already. Threads write a batch while the next one is generated.
 
     Args:
         folder: created if it does not exist.
@@ -32,7 +34,7 @@ def generate_folder(folder: Path, names: Sequence[str], stamp: str, generate: Ca
         batch_size: images per call of `generate`; the last batch may have fewer.
 
     Raises:
-        UserError: as `missing_images`.
+        UserError: as `missing_images`, or if an image cannot be written.
         KeyboardInterrupt: of Ctrl-C; it says how many images are done.
     """
     missing = missing_images(folder, names, stamp)
@@ -40,18 +42,26 @@ def generate_folder(folder: Path, names: Sequence[str], stamp: str, generate: Ca
     own = [i for i in missing if i // batch_size % world_size() == rank()]
     done = len(names) - len(missing)
     try:
-        with tqdm(total=done + len(own), initial=done, unit="image", disable=rank() > 0 or None) as bar:
+        with (tqdm(total=done + len(own), initial=done, unit="image", disable=rank() > 0 or None) as bar,
+              ThreadPoolExecutor(WRITERS) as pool):  # whose end waits for the images that are being written
+            writes: list[Future] = []
             for batch, indices in groupby(own, lambda i: i // batch_size):
                 start = batch * batch_size
                 images = generate(range(start, min(start + batch_size, len(names))))
-                for i in indices:
-                    save_image(images[i - start], folder / names[i], stamp)
-                    bar.update()
+                _finish(writes, bar)
+                writes = [pool.submit(save_image, images[i - start], folder / names[i], stamp) for i in indices]
+            _finish(writes, bar)
     except KeyboardInterrupt:
         done = len(names) - len(missing_images(folder, names, stamp))
         raise KeyboardInterrupt(f"{done} of {len(names)} images are in {folder}; the same command continues") from None
     barrier()
     return len(missing)
+
+
+def _finish(writes: Sequence[Future], bar: tqdm) -> None:
+    for write in writes:
+        write.result()  # raises what kept an image from being written
+        bar.update()
 
 
 def missing_images(folder: Path, names: Sequence[str], stamp: str) -> list[int]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 # Each maps progress, the share of training that is done, to a factor of the initial rate.
@@ -28,6 +29,9 @@ def lr_at(lr: float, schedule: str, step: int, num_steps: int, warmup: int = 0) 
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters; one that is a tensor is filled in place, for captured steps."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

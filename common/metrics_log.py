@@ -27,10 +27,12 @@ class MetricsLog:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
+    @torch.no_grad()
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add the 0-d metrics of one step. A metric that some steps lack is averaged over the others."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().float()
+        """Add the 0-d float32 metrics of one step. A metric that some steps lack is averaged over the others."""
+        self._sums |= {name: torch.zeros_like(value) for name, value in metrics.items() if name not in self._sums}
+        torch._foreach_add_([self._sums[name] for name in metrics], [*metrics.values()])
+        for name in metrics:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def diverged(self, largest_loss: float) -> tuple[str, float] | None:

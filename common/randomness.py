@@ -41,6 +41,9 @@ def generator_for(*seeds: int) -> torch.Generator:
 def seeded_normal(seeds: Sequence[tuple[int, ...]], shape: Sequence[int]) -> Tensor:
     """Return standard normal noise, (len(seeds), *shape) float32 on the CPU.
 
-    The noise of each image comes from a generator of its own, seeded by a tuple of non-negative integers.
+    The noise of each image depends on its own tuple of non-negative integers alone, as that of `generator_for`.
     """
-    return torch.stack([torch.randn(*shape, generator=generator_for(*seed)) for seed in seeds])
+    noise, generator = torch.empty(len(seeds), *shape), torch.Generator()
+    for row, seed in zip(noise, seeds, strict=True):
+        row.normal_(generator=generator.manual_seed(mix_seeds(*seed)))
+    return noise

@@ -201,7 +201,7 @@ class Run:
 
     def _log_row(self, bar: tqdm, rate: float) -> dict[str, float]:
         self._require_sane_metrics()
-        lrs = {name.replace("optimizer", "lr"): part.param_groups[0]["lr"] for name, part in self.parts.items()
+        lrs = {name.replace("optimizer", "lr"): float(part.param_groups[0]["lr"]) for name, part in self.parts.items()
                if isinstance(part, Optimizer)}
         row = {"step": self.step} | self._log.row() | lrs
         append_row(self.folder.path, row)

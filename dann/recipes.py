@@ -64,6 +64,14 @@ def of_seed(out: Path, seed: int | None) -> Path:
     return out if seed is None or not out.name else out.with_name(f"{out.name}-seed{seed}")
 
 
+def model_args_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint tells of its training; the names of embedded domains say that they are embedded."""
+    model_args = {name: settings[name] for name in ("source", "target", "mode", "recipe", "standardise")}
+    if settings["data"] == "builtin":
+        model_args |= {name: f"builtin-{settings[name].removeprefix('builtin-')}" for name in ("source", "target")}
+    return model_args
+
+
 def changes_of(settings: Mapping[str, Any]) -> list[str]:
     """Return how settings differ from their recipe, for the result table: ["no geometry", "lr 0.01"]."""
     changed = {name: settings[name] for name, value in RECIPES[settings["recipe"]].items() if settings[name] != value}

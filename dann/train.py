@@ -32,8 +32,8 @@ from torch import Tensor
 from common import cli, distributed
 from common.batches import Batches
 from common.data.domains import DOMAIN_CHOICES
-from common.data.folder import fingerprint, load_digits
-from common.device import autocast, place
+from common.data.folder import ImageSet, fingerprint, load_digits
+from common.device import Captured, autocast, capturable, place
 from common.ema import EMA
 from common.images import save_picture
 from common.lr_schedule import lr_at, set_lr
@@ -42,7 +42,7 @@ from dann.grl import grl_coeff
 from dann.inputs import network_input, picture, scale_range
 from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN, KIND
-from dann.recipes import MODES, add_recipe_flags, complete, of_seed, run_dir
+from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, held_out, write_result
 from dann.teacher import DECAY, pseudo_labels
 
@@ -78,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
                target_images: Tensor | None, pseudo: tuple[Tensor, Tensor] | None, adversary: bool,
-               progress: float, dtype: torch.dtype) -> dict[str, Tensor]:
+               coeff: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Update the network once; return losses and other metrics, 0-d.
 
     Args:
@@ -87,9 +87,8 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, la
         target_images: as `images`, from the target; None in modes source and target.
         pseudo: the teacher's digits for `target_images`, (B,) int64, and whether each is confident, (B,) bool; or None.
         adversary: use the domain loss.
-        progress: the share of training that is done, in [0, 1].
+        coeff: the paper's lambda, 0-d float32.
     """
-    coeff = torch.tensor(grl_coeff(progress), device=images.device)
     with autocast(images.device, dtype):
         class_logits, source_logits = model(images, coeff)
         if target_images is not None:
@@ -97,10 +96,9 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, la
     loss = class_loss(class_logits, labels)
     metrics = {"class_loss": loss}
     if adversary:
-        metrics["domain_loss"] = domain_loss(source_logits, target_logits)
-        metrics["domain_accuracy"] = domain_accuracy(source_logits, target_logits)
-        metrics["called_source"] = called_source(source_logits, target_logits)
-        metrics["grl_coeff"] = coeff
+        both = source_logits, target_logits
+        metrics |= {"domain_loss": domain_loss(*both), "domain_accuracy": domain_accuracy(*both),
+                    "called_source": called_source(*both), "grl_coeff": coeff}
         loss = loss + metrics["domain_loss"]  # JMLR eq. 9: gradient reversal turns + into -lambda for the features
     if pseudo is not None:
         metrics["pseudo_loss"] = pseudo_label_loss(target_class_logits, *pseudo)
@@ -111,7 +109,64 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, la
     distributed.average_gradients(model)
     distributed.average_buffers(model)
     optimizer.step()
-    return metrics
+    return {name: value.detach() for name, value in metrics.items()}
+
+
+def train(args: cli.Settings, seed: int, sets: list[ImageSet], splits: dict[str, ImageSet], device: torch.device,
+          dtype: torch.dtype) -> None:
+    """Train with one seed: on `sets`, the labelled domain and in mode dann the target, scored on `splits`."""
+    domain = args.target if args.mode == "target" else args.source  # the labelled one
+    inputs = {"data": fingerprint(*sets, *splits.values())}
+    images, labels = sets[0].images.to(device), sets[0].labels.to(device)
+    target_images = sets[1].images.to(device) if args.mode == "dann" else None
+    out = of_seed(args.out, seed if args.seeds else None)
+    settings = {name: value for name, value in vars(args).items() if name != "seeds"} | {"seed": seed, "out": out}
+
+    torch.manual_seed(seed)
+    model = place(DANN(), device)
+    optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
+    teacher = EMA(model, DECAY) if args.teacher else None
+    kept = model if teacher is None else teacher.module
+    scores = Scores(splits, args.standardise, device)
+    # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
+    streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
+    parts = {"model": model, "optimizer": optimizer, "scores": scores} | ({"teacher": teacher} if teacher else {})
+    parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
+    run = Run(out, KIND, settings, model_args_of(settings), parts, weights=kept, inputs=inputs)
+
+    def augmented(images: Tensor, domain: str) -> Tensor:
+        scale = scale_range(domain, args.target) if args.geometry else None
+        return network_input(images, args.standardise, scale, args.intensity)
+
+    def step_on(coeff: Tensor, index: Tensor, target_index: Tensor | None = None) -> tuple:
+        x, target_x, pseudo = augmented(images[index], domain), None, None
+        if target_index is not None:
+            clean = target_images[target_index]
+            target_x = augmented(clean, args.target)
+            if teacher is not None:
+                with autocast(device, dtype):
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), args.balance)
+        return (train_step(model, optimizer, x, labels[index], target_x, pseudo, args.adversary, coeff, dtype),
+                x, target_x)
+
+    captured = Captured(step_on, device)
+    for step in run.steps(diagnose):
+        set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
+        coeff = torch.full((), grl_coeff(step / args.steps), device=device)
+        metrics, x, target_x = captured(coeff, *(distributed.shard(stream.next()) for stream in streams))
+        run.record(metrics)
+        if teacher is not None:
+            distributed.average_buffers(teacher.module)
+            teacher.update(model)
+        if run.due(args.sample_every):
+            scores.add(kept, step + 1)
+            model.train()
+            if distributed.rank() == 0:
+                save_picture(picture(x, target_x, args.standardise), run.sample_path())
+    if not scores.rows or scores.rows[-1]["step"] != run.step:  # stopped, and its --steps set to what was done
+        scores.add(kept, run.step)
+    if distributed.rank() == 0:
+        print(write_result(out, settings | {"inputs": inputs}, scores))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,65 +174,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device, dtype = cli.select(args)
     distributed.init_process_group(device)
-    domain = args.target if args.mode == "target" else args.source  # the labelled one
     with distributed.rank_zero_first():
-        labelled = load_digits(args.data, domain, "train")
-        sets, splits = [labelled], held_out(args.data, args.target)
+        sets = [load_digits(args.data, args.target if args.mode == "target" else args.source, "train")]
+        splits = held_out(args.data, args.target)
         if args.mode == "dann":
             sets.append(load_digits(args.data, args.target, "train", labelled=False))
-    inputs = {"data": fingerprint(*sets, *splits.values())}
-    images, labels = labelled.images.to(device), labelled.labels.to(device)
-    target_images = sets[1].images.to(device) if args.mode == "dann" else None
     cli.settle(args, min(len(digits.images) for digits in sets))
-
-    def augmented(images: Tensor, domain: str) -> Tensor:
-        scale = scale_range(domain, args.target) if args.geometry else None
-        return network_input(images, args.standardise, scale, args.intensity)
-
     for seed in args.seeds or [args.seed]:
-        out = of_seed(args.out, seed if args.seeds else None)
-        settings = {name: value for name, value in vars(args).items() if name != "seeds"} | {"seed": seed, "out": out}
-        torch.manual_seed(seed)
-        model = place(DANN(), device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
-        teacher = EMA(model, DECAY) if args.teacher else None
-        kept = model if teacher is None else teacher.module
-        scores = Scores(splits, args.standardise, device)
-        # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
-        batches = Batches(len(images), args.batch_size, 2 * seed)
-        parts = {"model": model, "optimizer": optimizer, "batches": batches, "scores": scores}
-        if target_images is not None:
-            parts["target_batches"] = target_batches = Batches(len(target_images), args.batch_size, 2 * seed + 1)
-        if teacher is not None:
-            parts["teacher"] = teacher
-        model_args = {name: settings[name] for name in ("source", "target", "mode", "recipe", "standardise")}
-        if args.data == "builtin":  # the released file must say so
-            model_args |= {name: f"builtin-{settings[name].removeprefix('builtin-')}" for name in ("source", "target")}
-        run = Run(out, KIND, settings, model_args, parts, weights=kept, inputs=inputs)
-        for step in run.steps(diagnose):
-            set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
-            index = distributed.shard(batches.next()).to(device)
-            x, target_x, pseudo = augmented(images[index], domain), None, None
-            if target_images is not None:
-                clean = target_images[distributed.shard(target_batches.next()).to(device)]
-                target_x = augmented(clean, args.target)
-                if teacher is not None:
-                    with autocast(device, dtype):
-                        pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), args.balance)
-            run.record(train_step(model, optimizer, x, labels[index], target_x, pseudo, args.adversary,
-                                  progress=step / args.steps, dtype=dtype))
-            if teacher is not None:
-                distributed.average_buffers(teacher.module)
-                teacher.update(model)
-            if run.due(args.sample_every):
-                scores.add(kept, step + 1)
-                model.train()
-                if distributed.rank() == 0:
-                    save_picture(picture(x, target_x, args.standardise), run.sample_path())
-        if not scores.rows or scores.rows[-1]["step"] != run.step:  # stopped, and its --steps set to what was done
-            scores.add(kept, run.step)
-        if distributed.rank() == 0:
-            print(write_result(out, settings | {"inputs": inputs}, scores))
+        train(args, seed, sets, splits, device, dtype)
     return 0
 
 

@@ -27,7 +27,7 @@ from common import cli
 from common.batches import Batches
 from common.checkpoint import RELEASED, sha256
 from common.data.folder import fingerprint, load_digits
-from common.device import autocast
+from common.device import Captured, autocast, capturable
 from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
 from common.errors import UserError
@@ -108,8 +108,8 @@ def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Seque
     return torch.where((end < 0)[:, None, None, None], x_0_middle, x_0 + (x_0_middle - x_0) / (2 * r))
 
 
-def train_step(student: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, teacher: Pipeline, x_0: Tensor,
-               labels: Tensor, *, guidance: float, chain: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, teacher: Pipeline, x_0: Tensor, labels: Tensor, *,
+               guidance: float, chain: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Take one step of guidance distillation or of Salimans & Ho's algorithm 2, and return 0-d metrics.
 
     Args:
@@ -131,8 +131,7 @@ def train_step(student: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, t
     average_gradients(student)
     grad_norm = nn.utils.clip_grad_norm_(student.parameters(), 1.0)
     optimizer.step()
-    ema.update(student)
-    return {"loss": loss, "grad_norm": grad_norm}
+    return {"loss": loss.detach(), "grad_norm": grad_norm}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,21 +151,26 @@ def main(argv: list[str] | None = None) -> int:
     images, all_labels = digits.images.to(device), digits.labels.to(device)
     student = copy.deepcopy(teacher.model).train()
     ema = EMA(student, args.ema_decay)
-    optimizer = torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
-    batches = Batches(len(images), args.batch_size, args.seed)
+    optimizer = capturable(torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
+    batches = Batches(len(images), args.batch_size, args.seed, device)
     chain = chain_times(teacher.schedule.num_timesteps, args.chain).to(device)
     setting = Setting("ddim", args.chain, 1.0) if args.chain else STANDARD._replace(guidance=1.0)
 
     run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
               parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,
               inputs={"data": fingerprint(digits), "teacher": sha256(args.teacher)})
+
+    def step_on(index: Tensor) -> dict[str, Tensor]:
+        return train_step(student, optimizer, teacher, to_float(images[index]), all_labels[index],
+                          guidance=args.guidance, chain=chain, dtype=dtype)
+
+    captured, pipeline = Captured(step_on, device), teacher._replace(model=ema.module)
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
-        index = shard(batches.next()).to(device)
-        run.record(train_step(student, ema, optimizer, teacher, to_float(images[index]), all_labels[index],
-                              guidance=args.guidance, chain=chain, dtype=dtype))
+        run.record(captured(shard(batches.next())))
+        ema.update(student)
         if run.due(args.sample_every) and rank() == 0:
-            save_picture(preview(teacher._replace(model=ema.module), setting, args.seed, dtype), run.sample_path())
+            save_picture(preview(pipeline, setting, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

@@ -1,6 +1,7 @@
 """A pipeline: a trained network, its noise schedule, and how it samples by default. All commands that sample use it."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common.checkpoint import load_into, load_weights
-from common.device import autocast, place
+from common.device import Captured, autocast, place, send
 from common.errors import UserError
 from common.images import DIGIT_SIZE, grid, to_uint8
 from common.randomness import generator_for
 from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp, guided_x0
-from diffusion.schedule import Schedule, make_schedule
+from diffusion.schedule import NUM_TIMESTEPS, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
 # To add a sampler, write a generator function in samplers.py and add an entry here. Every command then offers it.
@@ -32,16 +33,27 @@ class Setting(NamedTuple):
     steps: int
     guidance: float
 
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per image."""
+        return (NUM_TIMESTEPS if self.sampler == FULL else self.steps) * (1 if self.guidance == 1 else 2)
+
 
 STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation (chosen in hw2_report.md, "Diffusion", section 1)
 
 
-class Pipeline(NamedTuple):
-    """A network in eval mode, its schedule on the same device, and the `model_args` of its checkpoint."""
-
+class _Parts(NamedTuple):
     model: nn.Module
     schedule: Schedule
     model_args: dict[str, Any]
+
+
+class Pipeline(_Parts):
+    """A network in eval mode, its schedule on the same device, and the `model_args` of its checkpoint.
+
+    The weights may change in place between two samples. On a GPU, the first sample of a pipeline costs more than later
+    ones, so keep it.
+    """
 
     @property
     def prediction(self) -> str:
@@ -62,6 +74,16 @@ class Pipeline(NamedTuple):
     def denoise(self, x_t: Tensor, t: Tensor | int, labels: Tensor, guidance: float) -> Tensor:
         """Return the x_0 that the network predicts, as `guided_x0` does."""
         return guided_x0(self.model, self.schedule, x_t, t, labels, guidance, self.prediction)
+
+    @cached_property
+    def captured(self) -> Captured:
+        """`denoise` without gradients as one launch on a GPU: (x_t, t, labels, *, guidance, dtype) -> x_0."""
+        @torch.no_grad()
+        def denoise(x_t: Tensor, t: Tensor, labels: Tensor, *, guidance: float, dtype: torch.dtype) -> Tensor:
+            with autocast(x_t.device, dtype):
+                return self.denoise(x_t, t, labels, guidance)
+
+        return Captured(denoise, self.schedule.betas.device)
 
     def check_guidance(self, guidance: float, path: Path) -> None:
         """Raise UserError for guidance of a distilled network: it was trained without an unconditional branch."""
@@ -88,13 +110,14 @@ def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[in
     generators = [generator_for(seed, digit, number) for digit, number in pairs]
 
     def noise() -> Tensor:
-        return torch.stack([torch.randn(3, DIGIT_SIZE, DIGIT_SIZE, generator=g) for g in generators]).to(device)
+        return send(torch.stack([torch.randn(3, DIGIT_SIZE, DIGIT_SIZE, generator=g) for g in generators]), device)
 
     labels = torch.tensor([digit for digit, _ in pairs], device=device)
 
     def denoise(x_t: Tensor, t: int) -> Tensor:
-        with autocast(device, dtype):  # around the sampler, it would stay on between two states
-            return pipeline.denoise(x_t, t, labels, setting.guidance)
+        times = torch.full((len(x_t),), t, device=device)
+        # Cloned, because the next call overwrites it.
+        return pipeline.captured(x_t, times, labels, guidance=setting.guidance, dtype=dtype).clone()
 
     if setting.sampler == FULL:
         yield from ddpm(denoise, pipeline.schedule, noise)

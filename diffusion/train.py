@@ -25,7 +25,7 @@ from common import cli
 from common.batches import Batches
 from common.checkpoint import load_into, load_weights, sha256
 from common.data.folder import fingerprint, load_digits
-from common.device import autocast, place
+from common.device import Captured, autocast, capturable, place
 from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
 from common.errors import UserError
@@ -83,9 +83,8 @@ def draw(x_0: Tensor, schedule: Schedule, label_dropout: float) -> tuple[Tensor,
     return t, noise, keep
 
 
-def train_step(model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor,
-               labels: Tensor, *, label_dropout: float, prediction: str, min_snr: bool,
-               dtype: torch.dtype) -> dict[str, Tensor]:
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor, labels: Tensor, *,
+               label_dropout: float, prediction: str, min_snr: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """Take one step of DDPM algorithm 1 with label dropout, and return 0-d metrics.
 
     Args:
@@ -102,7 +101,6 @@ def train_step(model: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, sch
     average_gradients(model)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    ema.update(model)
     loss = loss.detach()
     return {"loss": loss.mean(), **quartile_means(loss, t, schedule.num_timesteps), "grad_norm": grad_norm}
 
@@ -125,20 +123,24 @@ def main(argv: list[str] | None = None) -> int:
         load_into(model, initial_weights(args.init, model_args), args.init)
     inputs = {"data": fingerprint(digits)} | ({"init": sha256(args.init)} if args.init else {})
     ema = EMA(model, args.ema_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True)
-    batches = Batches(len(images), args.batch_size, args.seed)
+    optimizer = capturable(torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
+    batches = Batches(len(images), args.batch_size, args.seed, device)
 
     run = Run(args.out, KIND, vars(args), model_args,
               parts={"model": model, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,
               inputs=inputs)
+
+    def step_on(index: Tensor) -> dict[str, Tensor]:
+        return train_step(model, optimizer, schedule, to_float(images[index]), all_labels[index],
+                          label_dropout=args.label_dropout, prediction=args.prediction, min_snr=args.min_snr,
+                          dtype=dtype)
+
+    captured, pipeline = Captured(step_on, device), Pipeline(ema.module, schedule, model_args)
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps, args.warmup))
-        index = shard(batches.next()).to(device)
-        run.record(train_step(model, ema, optimizer, schedule, to_float(images[index]), all_labels[index],
-                              label_dropout=args.label_dropout, prediction=args.prediction, min_snr=args.min_snr,
-                              dtype=dtype))
+        run.record(captured(shard(batches.next())))
+        ema.update(model)
         if run.due(args.sample_every) and rank() == 0:
-            pipeline = Pipeline(ema.module, schedule, model_args)
             save_picture(preview(pipeline, PREVIEW, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0

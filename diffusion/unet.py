@@ -3,7 +3,8 @@
 The layout is that of T. Capelle's conditional DDPM (2022), which follows dome272's Diffusion-Models-pytorch.
 report/networks.md prints it. Maps have 28, 14, 7 and 3 pixels per side; the second upsampling layer (x2.5) takes 3 back
 to 7. `nn.MultiheadAttention` only holds the attention parameters, under the printed names. The computation is in
-diffusion/attention.py, because that of the module is slower in training.
+diffusion/attention.py, because that of the module is slower in training. Norms and upsampling are those of
+diffusion/layers.py, which print as PyTorch's and compute the same.
 """
 
 import math
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusion.attention import attend
+from diffusion.layers import GroupNorm, LayerNorm, Upsample
 
 KIND = "diffusion"  # the kind of its checkpoints
 TIME_DIM, NUM_HEADS, NUM_CLASSES = 256, 4, 10
@@ -27,8 +29,8 @@ class DoubleConv(nn.Module):
         mid_channels = mid_channels or out_channels
         self.residual = residual
         self.double_conv = nn.Sequential(
-            nn.Conv2d(in_channels, mid_channels, 3, padding=1, bias=False), nn.GroupNorm(1, mid_channels), nn.GELU(),
-            nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.GroupNorm(1, out_channels),
+            nn.Conv2d(in_channels, mid_channels, 3, padding=1, bias=False), GroupNorm(1, mid_channels), nn.GELU(),
+            nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), GroupNorm(1, out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,8 +57,8 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.up1 = nn.Upsample(scale_factor=2.0, mode="bilinear", align_corners=True)
-        self.up2 = nn.Upsample(scale_factor=2.5, mode="bilinear", align_corners=True)
+        self.up1 = Upsample(scale_factor=2.0, mode="bilinear", align_corners=True)
+        self.up2 = Upsample(scale_factor=2.5, mode="bilinear", align_corners=True)
         self.conv = nn.Sequential(DoubleConv(in_channels, in_channels, residual=True),
                                   DoubleConv(in_channels, out_channels, in_channels // 2))
         self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(TIME_DIM, out_channels))
@@ -73,8 +75,8 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.mha = nn.MultiheadAttention(channels, NUM_HEADS, batch_first=True)
-        self.ln = nn.LayerNorm([channels])
-        self.ff_self = nn.Sequential(nn.LayerNorm([channels]), nn.Linear(channels, channels), nn.GELU(),
+        self.ln = LayerNorm([channels])
+        self.ff_self = nn.Sequential(LayerNorm([channels]), nn.Linear(channels, channels), nn.GELU(),
                                      nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:

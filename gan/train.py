@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from common import cli
 from common.batches import Batches
 from common.data.folder import fingerprint, load_faces
-from common.device import autocast, place
+from common.device import Captured, autocast, capturable, place
 from common.distributed import average_buffers, average_gradients, init_process_group, rank_zero_first, shard
 from common.ema import EMA
 from common.images import to_float
@@ -85,17 +85,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_optimizer: torch.optim.Optimizer,
-               d_optimizer: torch.optim.Optimizer, real: Tensor, step: int, *, loss: str, augmented: bool,
-               r1: float | None, dtype: torch.dtype) -> dict[str, Tensor]:
+def train_step(generator: nn.Module, discriminator: nn.Module, g_optimizer: torch.optim.Optimizer,
+               d_optimizer: torch.optim.Optimizer, real: Tensor, *, loss: str, augmented: bool, r1: float | None,
+               dtype: torch.dtype) -> dict[str, Tensor]:
     """Update D once, then G once (Goodfellow et al. 2014, algorithm 1 with k = 1); return 0-d metrics.
 
     Args:
         real: (B, 3, 64, 64) float32 in [-1, 1], this process's share of the batch.
-        step: number of updates that are done.
         loss: a key of LOSSES.
         augmented: whether D sees augmented images.
-        r1: weight of the R1 penalty, or None.
+        r1: weight of the R1 penalty, or None for a step without it.
         dtype: in which the networks run; losses and penalty are float32.
     """
     d_loss_of, g_loss_of = LOSSES[loss]
@@ -109,7 +108,7 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
         fake_logits = discriminator(view(fake.detach()))
     d_loss = d_total = d_loss_of(real_logits, fake_logits)  # eq. 1, or the hinge
     metrics = {"d_loss": d_loss}
-    if r1 and step % R1_EVERY == 0:
+    if r1:
         metrics["r1"] = r1_penalty(lambda x: discriminator(view(random_flip(x))), real)
         d_total = d_loss + R1_EVERY * r1 * metrics["r1"]
     d_optimizer.zero_grad(set_to_none=True)
@@ -125,9 +124,8 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_ema: EMA, g_opt
     average_gradients(generator)
     g_optimizer.step()
     average_buffers(generator, discriminator)
-    g_ema.update(generator)
-    return metrics | {"g_loss": g_loss, "d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean(),
-                      **attention_gammas(generator, discriminator)}
+    metrics |= {"g_loss": g_loss, "d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+    return {name: value.detach() for name, value in metrics.items()} | attention_gammas(generator, discriminator)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,9 +145,10 @@ def main(argv: list[str] | None = None) -> int:
     d_args = model_args | ({"spectral_norm": True} if args.spectral_norm else {})
     generator, discriminator = place(build_generator(model_args), device), place(build_discriminator(d_args), device)
     g_ema = EMA(generator, args.ema_decay)
-    g_optimizer, d_optimizer = (torch.optim.Adam(network.parameters(), lr=lr, betas=model.betas, fused=True)
-                                for network, lr in ((generator, args.g_lr), (discriminator, args.d_lr)))
-    batches = Batches(len(images), args.batch_size, args.seed)
+    g_optimizer, d_optimizer = (
+        capturable(torch.optim.Adam(network.parameters(), lr=lr, betas=model.betas, fused=True))
+        for network, lr in ((generator, args.g_lr), (discriminator, args.d_lr)))
+    batches = Batches(len(images), args.batch_size, args.seed, device)
     parts = {"generator": generator, "discriminator": discriminator, "g_ema": g_ema,
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer, "batches": batches}
     fixed_z = seeded_normal([(args.seed, i) for i in range(NUM_IMAGES)], (generator.z_dim,)).to(device)
@@ -157,12 +156,17 @@ def main(argv: list[str] | None = None) -> int:
     run = Run(args.out, model.kind, vars(args), model_args, parts, weights=g_ema.module,
               inputs={"data": fingerprint(*sets)})
     recalibrate = partial(recalibrate_bn, g_ema.module, generator, fixed_z, dtype)
+
+    def step_on(index: Tensor, r1: float | None) -> dict[str, Tensor]:
+        return train_step(generator, discriminator, g_optimizer, d_optimizer, to_float(images[index]), loss=args.loss,
+                          augmented=args.augment, r1=r1, dtype=dtype)
+
+    captured = Captured(step_on, device)
     for step in run.steps(diagnose, before_save=recalibrate):
         set_lr(g_optimizer, lr_at(args.g_lr, args.lr_schedule, step, args.steps))
         set_lr(d_optimizer, lr_at(args.d_lr, args.lr_schedule, step, args.steps))
-        real = to_float(images[shard(batches.next()).to(device)])
-        metrics = train_step(generator, discriminator, g_ema, g_optimizer, d_optimizer, real, step, loss=args.loss,
-                             augmented=args.augment, r1=args.r1, dtype=dtype)
+        metrics = captured(shard(batches.next()), r1=args.r1 if step % R1_EVERY == 0 else None)
+        g_ema.update(generator)
         log, sample = run.due(args.log_every), run.due(args.sample_every)
         if log or sample:  # at other steps nothing uses the average
             recalibrate()

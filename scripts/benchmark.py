@@ -3,180 +3,115 @@
     bash scripts/benchmark.sh [--device cpu|cuda] [--quick] [--out runs/benchmark.json]
 
 Both sides train the same networks with the same batch size on the same embedded images. Each round times the plain
-loop, then ours; the ratio is the median over rounds, its spread the smallest and the largest. For sampling, our
-default sampler is compared with the plain 1000 steps: the images differ and are about equally good. First step, peak
-memory and floating-point operations come from fresh processes that have done their imports and have the images. The
-operations are compared with the rate of a large matrix product on the same machine, a practical upper limit.
+loop, then ours; the ratio is the median over rounds, its spread the smallest and the largest. For sampling, our default
+sampler is compared with the plain 1000 steps: the images differ and are about equally good. First step and peak memory
+come from fresh processes that have done their imports and have the images. Operations are compared with the rate of a
+large matrix product on the same machine, a practical upper limit.
+
+On a GPU, larger batches are tried too, and the fastest of ours is compared with the plain loop at the same batch.
+First step and peak memory are measured in the process that has timed both. Idle: it neither computes nor copies.
 
 The figures go to --out as JSON, and beside it as tables (.md) and a plot (.png).
 """
 
 import argparse
+import gc
 import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.batches import Batches
-from common.checkpoint import RELEASED
 from common.cli import Parser, add_device_flags, add_force_flag, run_main
-from common.data.folder import ImageSet, load_digits, load_faces, load_readable
-from common.device import describe_machine, peak_memory, place, select_device, select_dtype, synchronize
-from common.ema import EMA
+from common.device import describe_machine, peak_memory, select_device, select_dtype, synchronize
 from common.files import atomic_path, require_new, write_json, write_text
-from common.images import DIGIT_SIZE, to_float, to_uint8
-from common.randomness import seeded_normal
 from common.tables import markdown
-from dann import train as dann_train
-from dann.inputs import network_input, scale_range
-from dann.networks import DANN
-from dann.predict import predict
-from diffusion import train as diffusion_train
-from diffusion.pipeline import DISTILLED, load_pipeline, sample
-from diffusion.schedule import make_schedule
-from diffusion.unet import ConditionalUNet
-from gan import train as gan_train
-from gan.models import build_discriminator, build_generator
-from scripts import plain
-from scripts.plain import BATCH_SIZE, DCGAN, EVALUATION_BATCH_SIZE, Images, Work, png_files, timed
+from scripts import ours, plain
+from scripts.plain import Data, Work, load_embedded
 
-IMAGES = 512  # per data set
+IMAGES = {"cpu": 512, "cuda": 2000}  # per data set
+WARM_UP = {"cpu": 1, "cuda": 5}  # steps of ours; on a GPU it is captured in the fourth
+PROFILED = 3  # steps
+ROUNDS = {"cpu": (5, 5), "cuda": (3, 0.7)}  # and the seconds of each side
+QUEUED = {"cpu": 1, "cuda": 10}  # steps of ours between two looks at the clock, for which the device must be waited for
 
 
-def our_batches(images: ImageSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images (B, 3, H, W) uint8 and labels (B,) without end, from resident tensors."""
-    resident = images.images.to(device)
-    labels = images.labels.to(device) if images.labels is not None else torch.zeros(len(resident), device=device)
-    batches = Batches(len(resident), batch_size, seed=0)
-    while True:
-        index = batches.next().to(device)
-        yield resident[index], labels[index]
+class Pair(NamedTuple):
+    """What is compared: how to make each Work, the batch size, and larger ones to try on a GPU."""
+
+    plain: Callable[[Data, torch.device, int], Work]
+    ours: Callable[[Data, torch.device, int, torch.dtype], Work]
+    batch_size: int
+    larger: tuple[int, ...] = ()
 
 
-def our_diffusion_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Train as diffusion.train does."""
-    args = diffusion_train.parse_args(["--data", "builtin"])
-    model, schedule = place(ConditionalUNet(), device), make_schedule(args.schedule).to(device)
-    ema, optimizer = EMA(model, args.ema_decay), torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    for (x_0, labels), waited in timed(our_batches(images["mnistm"], BATCH_SIZE["diffusion"], device)):
-        diffusion_train.train_step(model, ema, optimizer, schedule, to_float(x_0), labels, dtype=dtype,
-                                   label_dropout=args.label_dropout, prediction=args.prediction, min_snr=args.min_snr)
-        yield len(x_0), waited
+class Setup(NamedTuple):
+    """On what pairs are compared, and for how long."""
 
-
-def our_gan_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Train as gan.train --model dcgan does."""
-    args = gan_train.parse_args(["--model", "dcgan", "--data", "builtin"])
-    generator, discriminator = place(build_generator(DCGAN), device), place(build_discriminator(DCGAN), device)
-    g_ema = EMA(generator, args.ema_decay)
-    optimizers = [torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
-                  for network in (generator, discriminator)]
-    for (real, _), waited in timed(our_batches(images["face"], BATCH_SIZE["gan"], device)):
-        gan_train.train_step(generator, discriminator, g_ema, *optimizers, to_float(real), 0, loss=args.loss,
-                             augmented=args.augment, r1=args.r1, dtype=dtype)
-        yield len(real), waited
-
-
-def our_dann_training(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Train as dann.train --recipe plain does, with its augmentation."""
-    model = place(DANN(), device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    pair = "mnistm", "usps"
-    source, target = (our_batches(images[domain], BATCH_SIZE["dann"], device) for domain in pair)
-    for ((x, labels), (target_x, _)), waited in timed(zip(source, target, strict=True)):
-        x, target_x = (network_input(batch, scale=scale_range(domain, pair[1]), recolour=True)
-                       for batch, domain in zip((x, target_x), pair, strict=True))
-        dann_train.train_step(model, optimizer, x, labels, target_x, None, True, 0.5, dtype)
-        yield len(x) + len(target_x), waited
-
-
-def our_diffusion_evaluation(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Evaluate our U-Net."""
-    return plain.evaluation(place(ConditionalUNet(), device), device, dtype)
-
-
-def our_diffusion_sampling(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Take the few steps of diffusion.inference."""
-    pipeline = load_pipeline(RELEASED / DISTILLED, device)
-    pairs = [(number % 10, number) for number in range(EVALUATION_BATCH_SIZE)]
-    return plain.sampling(lambda: sample(pipeline, pipeline.setting, 0, pairs, device, dtype), pipeline.setting.steps)
-
-
-@torch.no_grad()
-def our_gan_sampling(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Generate batches of faces as gan.inference does."""
-    generator = place(build_generator(DCGAN), device).eval()
-    while True:
-        z = seeded_normal([(0, i) for i in range(BATCH_SIZE["gan"])], (generator.z_dim,))
-        yield len(to_uint8(generator(z.to(device))).cpu()), 0.0
-
-
-def our_dann_inference(images: Images, device: torch.device, dtype: torch.dtype) -> Work:
-    """Predict the digits of a folder as dann.inference does."""
-    model = place(DANN(), device)
-    with tempfile.TemporaryDirectory() as folder:
-        png_files(images["usps"]._replace(labels=None), folder)
-        while True:
-            found, _ = load_readable(f"{folder}/0", DIGIT_SIZE)
-            yield len(predict(model, found.images, True, device)[1]), 0.0
+    data: Data
+    device: torch.device
+    gpu: bool
+    dtype: torch.dtype
+    rounds: int
+    seconds: float  # of each side in a round
 
 
 PAIRS = {
-    "diffusion training": (plain.diffusion_training, our_diffusion_training),
-    "GAN training": (plain.gan_training, our_gan_training),
-    "DANN training": (plain.dann_training, our_dann_training),
-    "diffusion evaluation": (plain.diffusion_evaluation, our_diffusion_evaluation),
-    "diffusion sampling": (plain.diffusion_sampling, our_diffusion_sampling),
-    "GAN sampling": (plain.gan_sampling, our_gan_sampling),
-    "DANN inference": (plain.dann_inference, our_dann_inference),
+    "diffusion training": Pair(plain.diffusion_training, ours.diffusion_training, 64, (256, 512)),
+    "GAN training": Pair(plain.gan_training, ours.gan_training, 64, (256, 1024)),
+    "DANN training": Pair(plain.dann_training, ours.dann_training, 128, (256, 1024)),
+    "diffusion evaluation": Pair(plain.diffusion_evaluation, ours.diffusion_evaluation, 100),
+    "diffusion sampling": Pair(plain.diffusion_sampling, ours.diffusion_sampling, 100, (500,)),
+    "GAN sampling": Pair(plain.gan_sampling, ours.gan_sampling, 50, (500,)),
+    "DANN inference": Pair(plain.dann_inference, ours.dann_inference, 128),
 }
 
 
-def measure(work: Work, device: torch.device, seconds: float) -> tuple[float, float]:
-    """Repeat `work` for at least `seconds`; return images/s and the share of the time spent waiting for data."""
+def measure(work: Work, device: torch.device, seconds: float, steps: int = 1) -> float:
+    """Repeat `steps` of `work` for at least `seconds`, and return images/s."""
     synchronize(device)
-    start, images, waited = time.perf_counter(), 0.0, 0.0
+    start, images = time.perf_counter(), 0.0
     while time.perf_counter() - start < seconds:
-        done, wait = next(work)
-        images, waited = images + done, waited + wait
-    synchronize(device)
-    elapsed = time.perf_counter() - start
-    return images / elapsed, waited / elapsed
+        images += sum(next(work) for _ in range(steps))
+        synchronize(device)
+    return images / (time.perf_counter() - start)
 
 
 def compare(plain: Work, ours: Work, device: torch.device, rounds: int, seconds: float) -> dict[str, float]:
-    """Time both in turn; return medians, the spread of the ratio, and the shares of time spent waiting for data."""
-    next(plain), next(ours)  # the first step allocates memory and picks kernels
-    pairs = [(measure(plain, device, seconds), measure(ours, device, seconds)) for _ in range(rounds)]
-    ratios = [fast / slow for (slow, _), (fast, _) in pairs]
-    (plain_rate, plain_wait), (our_rate, our_wait) = (map(statistics.median, zip(*side, strict=True))
-                                                      for side in zip(*pairs, strict=True))
+    """Time plain and ours in turn; return the medians and the spread of the ratio."""
+    pairs = [(measure(plain, device, seconds), measure(ours, device, seconds, QUEUED[device.type]))
+             for _ in range(rounds)]
+    ratios = [fast / slow for slow, fast in pairs]
+    plain_rate, our_rate = map(statistics.median, zip(*pairs, strict=True))
     return {"plain": plain_rate, "ours": our_rate, "ratio": statistics.median(ratios), "ratio_min": min(ratios),
-            "ratio_max": max(ratios), "plain_waiting": plain_wait, "ours_waiting": our_wait}
+            "ratio_max": max(ratios)}
 
 
-def first_step(make: Callable[[Images, torch.device, torch.dtype], Work], images: Images, device: torch.device,
-               dtype: torch.dtype) -> dict[str, float]:
-    """Return the seconds and bytes that the first step takes, and operations per image; run in a fresh process."""
+def first_steps(make: Callable[..., Work], args: tuple, device: torch.device) -> dict[str, float]:
+    """Make a work; return seconds of its first step, bytes of peak memory, and operations per image."""
+    if device.type != "cpu":
+        gc.collect()  # of networks that were measured before
+        torch.cuda.reset_peak_memory_stats(device)
     start, before = time.perf_counter(), peak_memory(device)
     torch.manual_seed(0)
-    work = make(images, device, dtype)
+    work = make(*args)
     next(work)
     synchronize(device)
-    costs = {"first_step": time.perf_counter() - start, "memory": peak_memory(device) - before}
-    with FlopCounterMode(display=False) as counter:
-        done, _ = next(work)
-    return costs | {"operations": counter.get_total_flops() / done}
+    seconds = time.perf_counter() - start
+    with FlopCounterMode(display=False) as counter:  # before the capture: a replay shows no operations
+        done = next(work)
+    return {"first_step": seconds, "memory": peak_memory(device) - before,
+            "operations": counter.get_total_flops() / done}
 
 
 def in_fresh_process(function: Callable, *args: object) -> dict:
@@ -185,6 +120,70 @@ def in_fresh_process(function: Callable, *args: object) -> dict:
     context.set_forkserver_preload(["scripts.plain", "gan.train", "diffusion.train", "dann.train"])
     with context.Pool(1) as pool:
         return pool.apply(function, args)
+
+
+def kernel_seconds(work: Work, device: torch.device) -> float:
+    """Return the time in which a GPU computes or copies, in seconds per image."""
+    synchronize(device)
+    kind = torch.profiler.ProfilerActivity.CPU if device.type == "cpu" else torch.profiler.ProfilerActivity.CUDA
+    with torch.profiler.profile(activities=[kind], acc_events=True) as profile:
+        images = sum(next(work) for _ in range(PROFILED))
+        synchronize(device)
+    return busy_seconds(profile.events()) / images
+
+
+def busy_seconds(events: Iterable[Any]) -> float:
+    """Return in how many seconds something of a profile ran on a GPU: the length of the union of these spans."""
+    spans = sorted((event.time_range.start, event.time_range.end) for event in events
+                   if event.device_type == DeviceType.CUDA and not event.is_user_annotation)
+    microseconds = reached = 0
+    for start, end in spans:
+        microseconds += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return microseconds / 1e6
+
+
+def started(work: Work, steps: int) -> Work:
+    """Take the first steps of a work: they allocate memory, pick kernels, and on a GPU capture ours."""
+    for _ in range(steps):
+        next(work)
+    return work
+
+
+def fastest(pair: Pair, rate: float, setup: Setup) -> int:
+    """Return the batch size with most images/s: the pair's own, which has `rate`, or a larger one that both can run."""
+    rates = {pair.batch_size: rate}
+    for size in pair.larger:
+        try:
+            next(pair.plain(setup.data, setup.device, size))
+            work = started(pair.ours(setup.data, setup.device, size, setup.dtype), WARM_UP[setup.device.type])
+            rates[size] = measure(work, setup.device, setup.seconds, QUEUED[setup.device.type])
+        except torch.OutOfMemoryError:
+            break
+    return max(rates, key=rates.get)
+
+
+def row_of(pair: Pair, setup: Setup) -> dict[str, Any]:
+    """Compare a pair at its batch size."""
+    device, args = setup.device, (setup.data, setup.device, pair.batch_size)
+    sides = (pair.plain, args), (pair.ours, (*args, setup.dtype))
+    if not setup.gpu:
+        costs = [in_fresh_process(first_steps, make, args, device) for make, args in sides]
+    torch.manual_seed(0)
+    works = [started(make(*args), steps) for (make, args), steps in zip(sides, (1, WARM_UP[device.type]), strict=True)]
+    row = {"batch_size": pair.batch_size} | compare(*works, device, setup.rounds, setup.seconds)
+    if setup.gpu:
+        costs = [first_steps(make, args, device) | {"kernels": kernel_seconds(work, device)}
+                 for work, (make, args) in zip(works, sides, strict=True)]
+    return row | {"fresh_plain": costs[0], "fresh_ours": costs[1]}
+
+
+def rows_of(name: str, pair: Pair, setup: Setup) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield title and figures of a pair; on a GPU also at the batch size at which ours is fastest."""
+    row = row_of(pair, setup)
+    yield name, row
+    if setup.gpu and (best := fastest(pair, row["ours"], setup)) != pair.batch_size:
+        yield f"{name}, batch {best}", row_of(pair._replace(batch_size=best), setup)
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
@@ -200,26 +199,37 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def shown(rate: float) -> str:
-    """Format a rate: one decimal, or two significant digits below 1."""
-    return f"{rate:,.1f}" if rate >= 1 else f"{rate:.2g}"
+    """Format a rate: a whole number from 100 on, one decimal from 1 on, or two significant digits."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
 
 
-def speed_table(figures: dict) -> str:
-    """Return images/s of both sides and their ratio as Markdown."""
-    return markdown(["images/s", "plain", "ours", "ratio"], [
-        [name, shown(row["plain"]), shown(row["ours"]),
-         f"{row['ratio']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"]
-        for name, row in figures["images_per_second"].items()])
+def speed_table(*machines: dict) -> str:
+    """Return images/s of both sides and their ratio as Markdown, from the figures of each machine."""
+    def cells(row: dict | None) -> list[str]:
+        if row is None:
+            return ["-"] * 3
+        return [shown(row["plain"]), shown(row["ours"]),
+                f"{shown(row['ratio'])} ({shown(row['ratio_min'])} to {shown(row['ratio_max'])})"]
+
+    kinds = [""] if len(machines) == 1 else [f", {figures.get('device', 'CPU')}" for figures in machines]
+    titles = [f"{title}{kind}" for kind in kinds for title in ("plain", "ours", "ratio")]
+    measured = [figures["images_per_second"] for figures in machines]
+    names = dict.fromkeys(name for rows in measured for name in rows)
+    return markdown(["images/s", *titles],
+                    [[name, *(cell for rows in measured for cell in cells(rows.get(name)))] for name in names])
 
 
 def work_table(figures: dict) -> str:
-    """Return data wait, peak memory, time to the first step and fraction of peak matmul as Markdown."""
-    def cells(row: dict, side: str) -> tuple[str, ...]:
-        fresh = row[f"fresh_{side}"]
-        return (f"{row[f'{side}_waiting']:.0%}", f"{fresh['memory'] / 2**20:.0f} MiB", f"{fresh['first_step']:.1f} s",
-                f"{row[side] * fresh['operations'] / figures['matrix_product']:.0%}")
+    """Return peak memory, time to the first step, fraction of peak matmul and a GPU's idle share as Markdown."""
+    titles = ["plain / ours", "peak memory", "first step", "fraction of peak matmul", "GPU idle"]
 
-    return markdown(["plain / ours", "data wait", "peak memory", "first step", "fraction of peak matmul"], [
+    def cells(row: dict, side: str) -> list[str]:
+        fresh, rate = row[f"fresh_{side}"], row[side]
+        idle = [f"{max(0, 1 - rate * fresh['kernels']):.0%}"] if "kernels" in fresh else []
+        return [f"{fresh['memory'] / 2**20:.0f} MiB", f"{fresh['first_step']:.1f} s",
+                f"{rate * fresh['operations'] / figures['matrix_product']:.0%}", *idle]
+
+    return markdown(titles if figures.get("device") == "GPU" else titles[:-1], [
         [name, *map(" / ".join, zip(cells(row, "plain"), cells(row, "ours"), strict=True))]
         for name, row in figures["images_per_second"].items()])
 
@@ -248,7 +258,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     add_device_flags(parser)
-    parser.add_argument("--quick", action="store_true", help="one short round instead of five long ones")
+    parser.add_argument("--quick", action="store_true", help="one short round")
     parser.add_argument("--out", metavar="JSON", type=Path, default=Path("runs", "benchmark.json"))
     add_force_flag(parser)
     args = parser.parse_args(argv)
@@ -260,28 +270,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
+    began = time.perf_counter()
     args = parse_args(argv)
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
-    rounds, seconds = (1, 0.1) if args.quick else (5, 5)
-    figures = {"machine": describe_machine(device), "torch": torch.__version__, "numpy": numpy.__version__,
-               "threads": torch.get_num_threads(), "precision": str(dtype), "rounds": rounds}
+    rounds, seconds = (1, 0.1) if args.quick else ROUNDS[device.type]
+    gpu = device.type != "cpu"
+    figures = {"machine": describe_machine(device), "device": "GPU" if gpu else "CPU",
+               "torch": torch.__version__, "numpy": numpy.__version__, "threads": torch.get_num_threads(),
+               "precision": str(dtype), "rounds": rounds}
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
     figures |= {"matrix_product": matrix_product(device, dtype), "images_per_second": {}}
-    images = {name: load_digits("builtin", name, "train") for name in ("mnistm", "usps")}
-    images = {name: ImageSet(*(part if part is None else part[:IMAGES] for part in every))
-              for name, every in (images | {"face": load_faces("builtin", "train")}).items()}
-    for name, makers in PAIRS.items():
-        fresh = [in_fresh_process(first_step, make, images, device, dtype) for make in makers]
-        torch.manual_seed(0)
-        row = compare(*(make(images, device, dtype) for make in makers), device, rounds, seconds)
-        figures["images_per_second"][name] = row | {"fresh_plain": fresh[0], "fresh_ours": fresh[1]}
-        print(f"{name:22} plain {shown(row['plain']):>8}  ours {shown(row['ours']):>8} images/s  "
-              f"ratio {row['ratio']:.2f} ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f})", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup(load_embedded(folder, IMAGES[device.type]), device, gpu, dtype, rounds, seconds)
+        for name, pair in PAIRS.items():
+            for title, row in rows_of(name, pair, setup):
+                figures["images_per_second"][title] = row
+                first = figures["images_per_second"][name]["plain"]
+                more = f", {row['ours'] / first:.1f} to plain at batch {pair.batch_size}" * (title != name)
+                print(f"{title:30} plain {shown(row['plain']):>8}  ours {shown(row['ours']):>8} images/s  ratio "
+                      f"{row['ratio']:.2f} ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}){more}", flush=True)
+    print(f"\n{work_table(figures)}")
     write_json(args.out, figures)
     write_text(args.out.with_suffix(".md"), tables(figures))
     plot(figures, args.out.with_suffix(".png"))
-    print(f"wrote {args.out}, and beside it the tables (.md) and the plot (.png)")
+    print(f"{time.perf_counter() - began:.0f} s; wrote {args.out}, and beside it the tables (.md) and the plot (.png)")
     return 0
 
 

@@ -11,6 +11,19 @@ from tests.trainers import arguments, command
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=2, help="how often test_kills.py kills each trainer (long: 100)")
+    parser.addoption("--device", choices=("cpu", "cuda"), help="cuda: run just the tests that need a GPU")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: PyTorch finds no GPU")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With --device cuda, do not even import the others; what test_cuda.py starts has another kind of name."""
+    name = collection_path.name
+    of_no_gpu = name.startswith("test_") and name.endswith(".py") and name != "test_cuda.py"
+    return True if config.getoption("--device") == "cuda" and of_no_gpu else None
 
 
 @pytest.fixture(autouse=True)

@@ -70,6 +70,16 @@ def test_a_gradient_that_is_no_number_stops_with_its_step_and_costs_no_good_one(
 
 
 @pytest.mark.parametrize("task", FLAGS)
+def test_the_average_takes_in_every_step(task, whole):
+    parts = torch.load(whole(task) / "last.pt", weights_only=True)["parts"]
+    name, network = {"gan": ("g_ema", "generator"), "diffusion": ("ema", "model"), "dann": ("teacher", "model")}[task]
+    assert parts[name]["updates"] == 6
+    for parameter, value in parts[network].items():
+        if parameter.endswith("weight") and value.ndim > 1 and not parameter.startswith("discriminator"):
+            assert 0 < (parts[name]["module"][parameter] - value).norm() < 0.1 * value.norm()
+
+
+@pytest.mark.parametrize("task", FLAGS)
 def test_resume_needs_no_other_flag(task, tmp_path):
     train(task, tmp_path / "run")
     before = json.loads((tmp_path / "run" / "args.json").read_text())

@@ -20,6 +20,7 @@ from common.images import DIGIT_SIZE
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 DECODER_VERSION = "4"  # part of every cache key: increase it when decode_files returns other pixels than before
 
+_THREADS = 4  # more of them mostly wait for Python's lock
 _CHUNK = 256  # images per task of the thread pool: one image is too little work for a task
 _MEGAPIXELS = 100  # a larger image is a mistake, or made to fill the memory
 _SQUARE = 1.5  # the largest ratio of the sides that is taken for a square
@@ -80,7 +81,7 @@ def decode_files(folder: Path, names: list[str], size: int) -> tuple[np.ndarray,
             sides[row] = image.size
             images[row] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(decode_chunk, range(0, len(names), _CHUNK)))
     return images, sides, reasons
 

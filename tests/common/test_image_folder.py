@@ -1,9 +1,13 @@
 """A folder of generated images: which ones are missing, whole batches, and files of others."""
 
+import threading
+import time
+
 import pytest
 import torch
 from PIL import Image
 
+from common import image_folder
 from common.errors import UserError
 from common.image_folder import generate_folder, missing_images
 from common.images import save_image
@@ -94,9 +98,70 @@ def test_an_image_comes_from_the_same_whole_batch_whatever_is_missing(tmp_path):
     assert batches == [[0, 1, 2], [3, 4, 5], [6, 7]]
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert sorted(before) == names
+    for i, name in enumerate(names):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.getpixel((1, 1)) == (i, i, i)
     for name in ("1.png", "7.png"):
         (tmp_path / "out" / name).unlink()
     assert generate_folder(tmp_path / "out", names, "seed=0", generate, 3) == 2
     assert batches[3:] == [[0, 1, 2], [6, 7]]
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert generate_folder(tmp_path / "out", names, "seed=0", generate, 3) == 0 and len(batches) == 5
+
+
+def black(indices):
+    return torch.zeros(len(indices), 3, 2, 2, dtype=torch.uint8)
+
+
+def test_images_are_written_while_the_next_batch_is_generated(tmp_path, monkeypatch):
+    may_write = threading.Event()
+
+    def generate(indices):
+        if indices.start == 2:
+            may_write.set()
+        return black(indices)
+
+    def save(image, path, stamp):
+        assert may_write.wait(20)
+        save_image(image, path, stamp)
+
+    monkeypatch.setattr(image_folder, "save_image", save)
+    assert generate_folder(tmp_path / "out", NAMES, "seed=0", generate, 2) == 3
+    assert missing_images(tmp_path / "out", NAMES, "seed=0") == []
+
+
+def test_what_is_generated_is_written_before_ctrl_c_ends_the_command(tmp_path, monkeypatch):
+    def save(image, path, stamp):
+        time.sleep(0.1)
+        save_image(image, path, stamp)
+
+    def generate(indices):
+        if indices.start:
+            raise KeyboardInterrupt
+        return black(indices)
+
+    monkeypatch.setattr(image_folder, "save_image", save)
+    with pytest.raises(KeyboardInterrupt, match="^7 of 8 images are in"):
+        generate_folder(tmp_path / "out", [f"{i}.png" for i in range(8)], "seed=0", generate, 7)
+    assert len(list((tmp_path / "out").iterdir())) == 7
+
+
+@pytest.mark.parametrize(("broken", "batches"), [(1, [0, 2]), (8, [0, 2, 4, 6, 8])])
+def test_an_image_that_cannot_be_written_ends_the_command(broken, batches, tmp_path, monkeypatch):
+    generated = []
+
+    def generate(indices):
+        generated.append(indices.start)
+        return black(indices)
+
+    def save(image, path, stamp):
+        if path.name == f"{broken}.png":
+            raise UserError(f"{path}: cannot write (No space left on device)")
+        save_image(image, path, stamp)
+
+    monkeypatch.setattr(image_folder, "save_image", save)
+    with pytest.raises(UserError, match=rf"{broken}\.png: cannot write"):
+        generate_folder(tmp_path / "out", [f"{i}.png" for i in range(9)], "seed=0", generate, 2)
+    assert generated == batches
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == [f"{i}.png" for i in range(broken)]

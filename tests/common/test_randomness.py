@@ -15,6 +15,13 @@ def test_noise_does_not_depend_on_batching():
     assert torch.equal(seeded_normal([(0, 4)], (3, 8, 8))[0], together[4])
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (15,), (16,), (17,), (100,), (3, 28, 28)])
+def test_noise_is_that_of_a_generator_per_image(shape):
+    seeds = [(3, i, 7) for i in range(5)]
+    expected = torch.stack([torch.randn(shape, generator=generator_for(*seed)) for seed in seeds])
+    assert torch.equal(seeded_normal(seeds, shape), expected)
+
+
 def test_noise_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(1)

@@ -76,6 +76,53 @@ def test_autocast_is_on_for_the_network_alone(sampler, trained):
     assert inside and all(inside)
 
 
+class Replayed:
+    """Like a CUDA graph: takes tensors, and writes every result of one key to the same place."""
+
+    made = 0
+
+    def __init__(self, function, device):
+        self.function, self.outputs = function, {}
+        Replayed.made += 1
+
+    def __call__(self, *inputs, **switches):
+        with torch.enable_grad():
+            output = self.function(*inputs, **switches)
+        assert not output.requires_grad
+        key = (*((x.shape, x.dtype) for x in inputs), *sorted(switches.items(), key=str))
+        return self.outputs.setdefault(key, torch.empty_like(output)).copy_(output)
+
+
+@pytest.mark.parametrize("setting", [Setting("ddpm", 0, 1.0), Setting("ddim", 5, 2.0), Setting("dpm-solver++", 5, 2.0)])
+def test_states_last_though_a_gpu_overwrites_what_it_replays(setting, trained, monkeypatch):
+    def states(pipeline):
+        chain = sample(pipeline, setting, 0, [(0, 1), (7, 3)], cpu, torch.float32)
+        return [state.x for _, state in zip(range(6), chain, strict=False)]
+
+    cpu, other = torch.device("cpu"), Setting("ddim", 1, 3.0)
+    expected = states(load_pipeline(trained, cpu))
+    monkeypatch.setattr("diffusion.pipeline.Captured", Replayed)
+    monkeypatch.setattr(Replayed, "made", 0)
+    pipeline = load_pipeline(trained, cpu)
+    first = states(pipeline)
+    *_, state = sample(pipeline, other, 0, [(0, 1), (7, 3)], cpu, torch.float32)
+    second = states(pipeline)
+    assert Replayed.made == 1  # all samples of a pipeline share its graphs
+    for x, again, wanted in zip(first, second, expected, strict=True):
+        assert torch.equal(x, wanted) and torch.equal(again, wanted)
+    assert not torch.equal(state.x, expected[-1])
+
+
+def test_a_copy_with_other_weights_has_graphs_of_its_own(trained):
+    pipeline = load_pipeline(trained, torch.device("cpu"))
+    assert pipeline.captured is pipeline.captured
+    other = pipeline._replace(model=ConditionalUNet(8).eval())
+    args = torch.randn(1, 3, 28, 28), torch.tensor([500]), torch.tensor([3])
+    switches = {"guidance": 1.0, "dtype": torch.float32}
+    assert torch.equal(other.captured(*args, **switches), other.denoise(*args, 1.0))
+    assert not torch.equal(other.captured(*args, **switches), pipeline.captured(*args, **switches))
+
+
 def test_other_peoples_files_are_never_overwritten(trained, tmp_path):
     (tmp_path / "0_001.png").write_bytes(b"a photograph")
     with pytest.raises(UserError, match=r"0_001\.png was not made by this command"):

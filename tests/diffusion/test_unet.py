@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from diffusion import layers, unet
 from diffusion.attention import attend
 from diffusion.unet import ConditionalUNet, DoubleConv, Up, time_embedding
 
@@ -127,3 +129,97 @@ def test_bf16_channels_last_agrees_with_float32(small):
         with torch.autocast("cpu", torch.bfloat16):
             fast = small(x.contiguous(memory_format=torch.channels_last), t, labels)
     assert (fast - plain).abs().max() < 0.05 * plain.std() + 0.02
+
+
+def results(layer, x, *more):
+    """Return the output of a layer, and the gradients of its input and parameters."""
+    layer.zero_grad()
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    output = layer(x, *more)
+    weights = torch.linspace(-1, 2, output.numel()).sin().view_as(output)
+    (output * weights).sum().backward()
+    grads = [x.grad, *(p.grad for p in layer.parameters())]
+    x.grad = None
+    return [output.detach(), *(g.clone() for g in grads if g is not None)]
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Choose the formulas of a GPU."""
+    return lambda: monkeypatch.setattr(layers, "stock", lambda x: False)
+
+
+def norms(size):
+    torch.manual_seed(size)
+    both = [layers.GroupNorm(1, 24), layers.LayerNorm([size])]
+    for layer in both:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    return both, 3 * torch.randn(5, 24, size, size) + 1
+
+
+@pytest.mark.parametrize("size", [28, 14, 7, 3])
+def test_norms_of_a_gpu_equal_the_stock_ones(size, on_a_gpu):
+    both, x = norms(size)
+    expected = [results(layer, x) for layer in both]
+    on_a_gpu()
+    for layer, stock in zip(both, expected, strict=True):
+        for got, wanted in zip(results(layer, x), stock, strict=True):
+            assert (got - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize(("size", "factor"), [(3, 2.5), (7, 2.0), (14, 2.0)])
+def test_upsampling_of_a_gpu_equals_the_stock_one(size, factor, on_a_gpu):
+    layer = layers.Upsample(scale_factor=factor, mode="bilinear", align_corners=True)
+    x = torch.randn(5, 24, size, size)
+    expected = results(layer, x)
+    on_a_gpu()
+    for got, wanted in zip(results(layer, x), expected, strict=True):
+        assert (got - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_the_network_of_a_gpu_equals_the_stock_one(small, on_a_gpu):
+    more = torch.tensor([0, 500, 999]), torch.tensor([3, 4, 5]), torch.tensor([True, False, True])
+    x, names = torch.randn(3, 3, 28, 28), list(small.state_dict())
+    expected = results(small, x, *more)
+    on_a_gpu()
+    for got, wanted in zip(results(small, x, *more), expected, strict=True):
+        assert (got - wanted).norm() < 1e-5 * wanted.norm() + 1e-7
+    assert list(small.state_dict()) == names
+
+
+def test_on_a_gpu_all_maps_stay_in_bf16_and_channels_last(small, on_a_gpu):
+    x, t, labels = torch.randn(3, 3, 28, 28), torch.tensor([0, 500, 999]), torch.tensor([3, 4, 5])
+    expected, maps = results(small, x, t, labels), []
+    kinds = (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Upsample, DoubleConv, unet.Down, Up, unet.SelfAttention)
+    hooks = [module.register_forward_hook(lambda module, inputs, output: maps.append(output))
+             for module in small.modules() if isinstance(module, kinds)]
+    on_a_gpu()
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = results(small, x, t, labels)
+    for hook in hooks:
+        hook.remove()
+    assert len(maps) == 33 + 32 + 12 + 3 + 28
+    for x in maps:
+        assert x.dtype == torch.bfloat16 and (x.movedim(1, -1) if x.ndim == 4 else x).is_contiguous()
+    assert (fast[0] - expected[0]).norm() < 0.03 * expected[0].norm()
+
+
+@pytest.mark.parametrize("size", [28, 3])
+def test_norms_of_a_gpu_have_float32_statistics(size, on_a_gpu, monkeypatch):
+    """The mean of many pixels far from 0 is lost in bf16."""
+    def plain(*args, **values):
+        assert not torch.is_autocast_enabled("cpu")  # that of a GPU would compute in float32
+        return layer_norm(*args, **values)
+
+    both, x = norms(size)
+    layer_norm = F.layer_norm
+    monkeypatch.setattr(F, "layer_norm", plain)
+    on_a_gpu()
+    for layer in both:
+        x_bf16 = (x + 20).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(x_bf16)
+        wanted = layer(x_bf16.float())
+        assert output.dtype == torch.bfloat16
+        assert (output.float() - wanted).abs().max() < 0.02 * wanted.abs().max()
