@@ -40,6 +40,11 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def start_fast() -> None:
+    """Let a short command use attention kernels that are ready; cuDNN's are faster, after two seconds for a shape."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def select_dtype(device: torch.device, precision: str) -> torch.dtype:
     """Return the dtype in which networks run, for precision "auto", "fp32" or "bf16".
 

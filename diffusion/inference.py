@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common import cli
 from common.checkpoint import RELEASED, sha256
-from common.device import select_device, select_dtype
+from common.device import select_device, select_dtype, start_fast
 from common.distributed import init_process_group, rank
 from common.files import require_new
 from common.image_folder import generate_folder
@@ -81,6 +81,7 @@ def digit_list(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
+    start_fast()
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
     init_process_group(device)

@@ -259,3 +259,12 @@ def test_the_suite_for_a_gpu_ends_in_one_line_without_one():
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert (done.stdout + done.stderr).split("\n") == ["ERROR: --device cuda: PyTorch finds no GPU", "", ""]
+
+
+def test_a_short_command_compiles_no_attention_kernels():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        device.start_fast()
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
