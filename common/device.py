@@ -1,10 +1,11 @@
-"""Devices and precision: what to compute on, in which dtype, how fast, and what the machine is.
+"""Devices and precision: what to compute on and in which dtype, CUDA graphs, and what the machine is.
 
 No other module names a kind of device; the command line offers them by name.
 """
 
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -20,7 +21,7 @@ WARM_UP = 3  # calls before a capture: libraries set themselves up, and choose t
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device for "auto", "cpu" or "cuda"; "auto" takes the GPU where there is one."""
+    """Return the device for "auto", "cpu" or "cuda"; "auto" takes the GPU where there is one. There, fp32 is exact."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU: use --device cpu or auto")
     if name == "auto":
@@ -40,8 +41,8 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def start_fast() -> None:
-    """Let a short command use attention kernels that are ready; cuDNN's are faster, after two seconds for a shape."""
+def avoid_cudnn_attention() -> None:
+    """For short commands: cuDNN takes two seconds to compile attention for a shape, and saves a few percent of it."""
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
@@ -101,15 +102,16 @@ class Captured:
     own. On a CPU, and if several processes share the work, every call runs as it is.
 
     Args:
-        function: maps tensors to a tensor or a dict of tensors, without a gradient. It may not read a tensor's value,
-            copy from the CPU, nor use a number that changes from call to call: that is an input, or a 0-d tensor filled
-            in place, such as the rate of a `capturable` optimizer. What it returns is overwritten by later calls.
+        function: maps tensors to tensors without gradients, in any structure. It may not read a tensor's value, copy
+            from the CPU, nor use a number that changes from call to call: such a number is an input, or a 0-d tensor
+            filled in place, as the rate of a `capturable` optimizer. What it returned must not be changed, and later
+            calls overwrite it.
         device: of its tensors.
     """
 
     def __init__(self, function: Callable[..., Any], device: torch.device) -> None:
         self.function = function
-        self.graphs = None if device.type == "cpu" or dist.is_initialized() else {}
+        self.graphs = None if device.type == "cpu" or dist.is_initialized() else defaultdict(_Graph)
         self.stream = None if self.graphs is None else torch.cuda.Stream(device)
 
     def __call__(self, *inputs: Tensor, **switches: Hashable) -> Any:
@@ -117,8 +119,7 @@ class Captured:
         if self.graphs is None:
             return self.function(*inputs, **switches)
         key = (*((x.shape, x.dtype) for x in inputs), *sorted(switches.items()))
-        graph = self.graphs.setdefault(key, _Graph())
-        return graph(self.function, self.stream, inputs, switches)
+        return self.graphs[key](self.function, self.stream, inputs, switches)
 
 
 class _Graph:

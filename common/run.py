@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from common import checkpoint
 from common.cli import drop_stdout
-from common.device import peak_memory, synchronize
+from common.device import WARM_UP, peak_memory, synchronize
 from common.distributed import barrier, max_over_ranks, rank, require_equal_replicas
 from common.errors import UserError
 from common.files import write_json
@@ -173,12 +173,13 @@ class Run:
 
     def _rehearse(self) -> Iterator[int]:
         """Yield a few steps, print what the run will take, and exit."""
-        for i in range(1 + REHEARSED):
-            if i == 1:  # the first step is slower
+        untimed = 1 if self.device.type == "cpu" else WARM_UP + 1  # slower: on a GPU, up to the capture
+        for i in range(1, untimed + REHEARSED + 1):
+            if i == untimed + 1:
                 synchronize(self.device)
                 began = time.perf_counter()
-            seed_step(self.settings["seed"], 0)
-            yield 0
+            seed_step(self.settings["seed"], i)
+            yield i  # not 0, at which R1 is due
         synchronize(self.device)
         seconds = (time.perf_counter() - began) / REHEARSED
         networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]

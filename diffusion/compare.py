@@ -28,7 +28,7 @@ from common.scores import few
 from common.tables import markdown
 from diffusion.classifier import load_or_train, predict, read_real
 from diffusion.evaluate import score
-from diffusion.pipeline import BATCH_SIZE, FULL, SAMPLERS, Pipeline, Setting, load_pipeline, sample
+from diffusion.pipeline import FULL, SAMPLERS, Pipeline, Setting, load_pipeline, sample, start_sampling
 from diffusion.schedule import NUM_TIMESTEPS
 
 SEED = 0
@@ -70,13 +70,16 @@ def read_setting(text: str) -> Setting:
 
 def measure(pipeline: Pipeline, setting: Setting, per_digit: int, device: torch.device,
             dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, dict[str, float]]:
-    """Return images (N, 3, 28, 28) uint8, their digits (N,) int64, and the cost: evaluations per image, and seconds."""
+    """Return images (N, 3, 28, 28) uint8, their digits (N,) int64, and the cost: evaluations per image, and seconds.
+
+    On a GPU these seconds include the capture of a graph, for the first setting of each guidance scale.
+    """
     pairs = [(digit, number) for digit in range(10) for number in range(1, per_digit + 1)]
-    images = []
+    images, batch_size = [], start_sampling(device)
     synchronize(device)
     start = time.perf_counter()
-    for i in tqdm(range(0, len(pairs), BATCH_SIZE), unit="batch", leave=False, disable=None):
-        *_, last = sample(pipeline, setting, SEED, pairs[i:i + BATCH_SIZE], device, dtype)
+    for i in tqdm(range(0, len(pairs), batch_size), unit="batch", leave=False, disable=None):
+        *_, last = sample(pipeline, setting, SEED, pairs[i:i + batch_size], device, dtype)
         images.append(to_uint8(last.x).cpu())
     cost = {"evaluations": setting.evaluations, "seconds": time.perf_counter() - start}
     return torch.cat(images), torch.tensor([digit for digit, _ in pairs]), cost

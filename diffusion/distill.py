@@ -18,6 +18,7 @@ The student starts from the teacher's weights. Its checkpoint stores the sampler
 import argparse
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         return train_step(student, optimizer, teacher, to_float(images[index]), all_labels[index],
                           guidance=args.guidance, chain=chain, dtype=dtype)
 
-    captured, pipeline = Captured(step_on, device), teacher._replace(model=ema.module)
+    captured, pipeline = Captured(step_on, device), replace(teacher, model=ema.module)
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         run.record(captured(shard(batches.next())))

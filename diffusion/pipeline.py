@@ -1,6 +1,7 @@
 """A pipeline: a trained network, its noise schedule, and how it samples by default. All commands that sample use it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from common.checkpoint import load_into, load_weights
-from common.device import Captured, autocast, place, send
+from common.device import Captured, autocast, avoid_cudnn_attention, place, send
 from common.errors import UserError
 from common.images import DIGIT_SIZE, grid, to_uint8
 from common.randomness import generator_for
@@ -22,7 +23,7 @@ from diffusion.unet import KIND, ConditionalUNet
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
 FULL = "ddpm"  # takes all steps of the chain, so their number cannot be chosen
 DISTILLED = "diffusion-distilled.pt"  # the released network that needs the fewest evaluations
-BATCH_SIZE = 100  # images of inference and comparison; networks may round differently in batches of another size
+BATCH_SIZE, GPU_BATCH_SIZE = 100, 500  # images; networks may round differently in batches of another size
 PREVIEW_COLUMNS = 4
 
 
@@ -42,18 +43,17 @@ class Setting(NamedTuple):
 STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation (chosen in hw2_report.md, "Diffusion", section 1)
 
 
-class _Parts(NamedTuple):
-    model: nn.Module
-    schedule: Schedule
-    model_args: dict[str, Any]
-
-
-class Pipeline(_Parts):
+@dataclass(frozen=True)
+class Pipeline:
     """A network in eval mode, its schedule on the same device, and the `model_args` of its checkpoint.
 
     The weights may change in place between two samples. On a GPU, the first sample of a pipeline costs more than later
     ones, so keep it.
     """
+
+    model: nn.Module
+    schedule: Schedule
+    model_args: dict[str, Any]
 
     @property
     def prediction(self) -> str:
@@ -71,7 +71,7 @@ class Pipeline(_Parts):
         """The default setting."""
         return self.distilled or STANDARD
 
-    def denoise(self, x_t: Tensor, t: Tensor | int, labels: Tensor, guidance: float) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, labels: Tensor, guidance: float) -> Tensor:
         """Return the x_0 that the network predicts, as `guided_x0` does."""
         return guided_x0(self.model, self.schedule, x_t, t, labels, guidance, self.prediction)
 
@@ -98,6 +98,12 @@ def load_pipeline(path: Path, device: torch.device) -> Pipeline:
     model = ConditionalUNet(model_args["width"])
     load_into(model, weights, path)
     return Pipeline(place(model, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args)
+
+
+def start_sampling(device: torch.device) -> int:
+    """Prepare a command that generates images, and return how many it draws at a time."""
+    avoid_cudnn_attention()
+    return BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
 
 
 def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]], device: torch.device,

@@ -28,20 +28,18 @@ class State(NamedTuple):
     x: Tensor
 
 
-def guided_x0(model: nn.Module, schedule: Schedule, x_t: Tensor, t: Tensor | int, labels: Tensor,
-              guidance_scale: float, prediction: str) -> Tensor:
+def guided_x0(model: nn.Module, schedule: Schedule, x_t: Tensor, t: Tensor, labels: Tensor, guidance_scale: float,
+              prediction: str) -> Tensor:
     """Predict x_0, (B, 3, 28, 28) float32 in [-1, 1], with classifier-free guidance (Ho & Salimans, arXiv:2207.12598).
 
     Args:
         model, schedule: a ConditionalUNet in eval mode, and its noise schedule.
         x_t, labels: (B, 3, 28, 28) float32, and (B,) int64 digits.
-        t: (B,) int64 in 0..T-1, or one integer for the whole batch.
+        t: (B,) int64 in 0..T-1.
         guidance_scale: 1 + w in the paper. 0 is the unconditional model, 1 the conditional one, and larger scales
             extrapolate. Scales other than 1 evaluate both, as one batch.
         prediction: what the model predicts, "noise" or "velocity".
     """
-    if isinstance(t, int):
-        t = torch.full((len(x_t),), t, device=x_t.device)
     if guidance_scale == 1:
         output = model(x_t, t, labels)
     else:

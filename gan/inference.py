@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     device = select_device(args.device)
-    allow_tf32(True)  # the error is a tenth of a pixel's level
+    allow_tf32(True)  # on average, pixels change by a hundredth of a level
     batch_size = BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
     init_process_group(device)
     if rank() and (args.grid or args.interpolate):

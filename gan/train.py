@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
             recalibrate()
         if log:
             generated = generate(g_ema.module, fixed_z[:WATCHED], dtype)
-            metrics |= health(discriminator, generated, *watched, dtype)
+            metrics = metrics | health(discriminator, generated, *watched, dtype)
         run.record(metrics)
         if sample:
             save_preview(g_ema.module, fixed_z, dtype, run.sample_path())

@@ -9,7 +9,8 @@ come from fresh processes that have done their imports and have the images. Oper
 large matrix product on the same machine, a practical upper limit.
 
 On a GPU, larger batches are tried too, and the fastest of ours is compared with the plain loop at the same batch.
-First step and peak memory are measured in the process that has timed both. Idle: it neither computes nor copies.
+First step and peak memory are those of two steps that are not captured, in the process that has timed both. Idle: it
+neither computes nor copies.
 
 The figures go to --out as JSON, and beside it as tables (.md) and a plot (.png).
 """
@@ -43,7 +44,7 @@ IMAGES = {"cpu": 512, "cuda": 2000}  # per data set
 WARM_UP = {"cpu": 1, "cuda": 5}  # steps of ours; on a GPU it is captured in the fourth
 PROFILED = 3  # steps
 ROUNDS = {"cpu": (5, 5), "cuda": (3, 0.7)}  # and the seconds of each side
-QUEUED = {"cpu": 1, "cuda": 10}  # steps of ours between two looks at the clock, for which the device must be waited for
+QUEUED = {"cpu": 1, "cuda": 10}  # steps between two looks at the clock, for which the device must be waited for
 
 
 class Pair(NamedTuple):
@@ -77,20 +78,19 @@ PAIRS = {
 }
 
 
-def measure(work: Work, device: torch.device, seconds: float, steps: int = 1) -> float:
-    """Repeat `steps` of `work` for at least `seconds`, and return images/s."""
+def measure(work: Work, device: torch.device, seconds: float) -> float:
+    """Repeat `work` for at least `seconds`, and return images/s."""
     synchronize(device)
     start, images = time.perf_counter(), 0.0
     while time.perf_counter() - start < seconds:
-        images += sum(next(work) for _ in range(steps))
+        images += sum(next(work) for _ in range(QUEUED[device.type]))
         synchronize(device)
     return images / (time.perf_counter() - start)
 
 
 def compare(plain: Work, ours: Work, device: torch.device, rounds: int, seconds: float) -> dict[str, float]:
     """Time plain and ours in turn; return the medians and the spread of the ratio."""
-    pairs = [(measure(plain, device, seconds), measure(ours, device, seconds, QUEUED[device.type]))
-             for _ in range(rounds)]
+    pairs = [(measure(plain, device, seconds), measure(ours, device, seconds)) for _ in range(rounds)]
     ratios = [fast / slow for slow, fast in pairs]
     plain_rate, our_rate = map(statistics.median, zip(*pairs, strict=True))
     return {"plain": plain_rate, "ours": our_rate, "ratio": statistics.median(ratios), "ratio_min": min(ratios),
@@ -157,7 +157,7 @@ def fastest(pair: Pair, rate: float, setup: Setup) -> int:
         try:
             next(pair.plain(setup.data, setup.device, size))
             work = started(pair.ours(setup.data, setup.device, size, setup.dtype), WARM_UP[setup.device.type])
-            rates[size] = measure(work, setup.device, setup.seconds, QUEUED[setup.device.type])
+            rates[size] = measure(work, setup.device, setup.seconds)
         except torch.OutOfMemoryError:
             break
     return max(rates, key=rates.get)

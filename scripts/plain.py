@@ -130,7 +130,7 @@ def plain_unet(device: torch.device) -> ConditionalUNet:
 def diffusion_training(data: Data, device: torch.device, batch_size: int) -> Work:
     """Train the U-Net by the reference recipe."""
     model, average, schedule = plain_unet(device), plain_unet(device), make_schedule("linear").to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for x_0, labels in plain_batches(data["mnistm"], batch_size, device):
         t, noise = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=device), torch.randn_like(x_0)
         loss = diffusion_loss(partial(model, labels=labels), schedule, x_0, t, noise, "noise", False).mean()
@@ -148,7 +148,7 @@ def diffusion_training(data: Data, device: torch.device, batch_size: int) -> Wor
 def gan_training(data: Data, device: torch.device, batch_size: int) -> Work:
     """Train DCGAN as PyTorch's tutorial does: no augmentation, no average of the weights."""
     generator, discriminator = build_generator(DCGAN).to(device), build_discriminator(DCGAN).to(device)
-    g_optimizer, d_optimizer = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), foreach=False)
+    g_optimizer, d_optimizer = (torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
                                 for network in (generator, discriminator))
     loss_of = nn.BCELoss()
     for real, _ in plain_batches(data["face"], batch_size, device):
@@ -172,7 +172,7 @@ def gan_training(data: Data, device: torch.device, batch_size: int) -> Work:
 def dann_training(data: Data, device: torch.device, batch_size: int) -> Work:
     """Train DANN without augmentation."""
     model = DANN().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     source, target = (plain_batches(data[domain], batch_size, device) for domain in ("mnistm", "usps"))
     loss_of = nn.CrossEntropyLoss()
     for (x, labels), (target_x, _) in zip(source, target, strict=True):

@@ -264,7 +264,7 @@ def test_the_suite_for_a_gpu_ends_in_one_line_without_one():
 def test_a_short_command_compiles_no_attention_kernels():
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
-        device.start_fast()
+        device.avoid_cudnn_attention()
         assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.flash_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)

@@ -1,6 +1,7 @@
 """Distillation: targets of the student, a step by hand, resume, and the setting that a checkpoint stores."""
 
 import copy
+import dataclasses
 import shutil
 
 import pytest
@@ -46,9 +47,9 @@ def weights(out):
 
 @pytest.mark.parametrize("first", [0, 2, 6])  # of the student's four steps: the first, the second and the last
 def test_one_step_of_the_student_ends_where_two_of_a_distilled_teacher_end(teacher, first):
-    teacher = teacher._replace(model_args=MODEL_ARGS | {"distilled": ["ddim", 8, 1.0]})
+    teacher = dataclasses.replace(teacher, model_args=MODEL_ARGS | {"distilled": ["ddim", 8, 1.0]})
     labels = torch.tensor([3, 7])
-    states = list(ddim(lambda x_t, t: teacher.denoise(x_t, t, labels, 2.0), teacher.schedule,
+    states = list(ddim(lambda x_t, t: teacher.denoise(x_t, torch.full_like(labels, t), labels, 2.0), teacher.schedule,
                        lambda: torch.randn(2, 3, 28, 28), 8))
     start, _, end = states[first:first + 3]
     times = [torch.tensor([state.t] * 2) for state in states[first:first + 3]]
@@ -97,7 +98,7 @@ def test_the_target_of_guidance_distillation_is_the_guided_prediction(teacher):
     target = distill.distill_target(teacher, 3.0, x_t, [t, t - 1], labels)
     for i in range(3):
         one = slice(i, i + 1)
-        expected = teacher.denoise(x_t[one], int(t[i]), labels[one], 3.0)
+        expected = teacher.denoise(x_t[one], t[one], labels[one], 3.0)
         torch.testing.assert_close(target[one], expected, rtol=1e-4, atol=1e-4)
 
 

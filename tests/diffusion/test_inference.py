@@ -1,5 +1,6 @@
 """Generating digits: names, bytes, batches, and continuing a stopped command."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_states_last_though_a_gpu_overwrites_what_it_replays(setting, trained, m
 def test_a_copy_with_other_weights_has_graphs_of_its_own(trained):
     pipeline = load_pipeline(trained, torch.device("cpu"))
     assert pipeline.captured is pipeline.captured
-    other = pipeline._replace(model=ConditionalUNet(8).eval())
+    other = dataclasses.replace(pipeline, model=ConditionalUNet(8).eval())
     args = torch.randn(1, 3, 28, 28), torch.tensor([500]), torch.tensor([3])
     switches = {"guidance": 1.0, "dtype": torch.float32}
     assert torch.equal(other.captured(*args, **switches), other.denoise(*args, 1.0))

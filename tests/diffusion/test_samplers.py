@@ -131,5 +131,4 @@ class TwoBranches(torch.nn.Module):
 def test_guidance_extrapolates_from_the_unconditional_branch(scale, expected):
     x, labels, t = torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]), torch.tensor([100, 100])
     x_0 = SCHEDULE.predict_x0(x, t, torch.full_like(x, expected), "noise").clamp(-1, 1)
-    for times in (t, 100):
-        torch.testing.assert_close(guided_x0(TwoBranches(), SCHEDULE, x, times, labels, scale, "noise"), x_0)
+    torch.testing.assert_close(guided_x0(TwoBranches(), SCHEDULE, x, t, labels, scale, "noise"), x_0)
