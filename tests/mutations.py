@@ -157,7 +157,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/test_trainers.py -k average"),
     ("gan/train.py:main", "metrics = metrics | health(", "metrics |= health(", "on a GPU the log is one row late",
      "tests/test_capture.py -k penalty"),
-    ("diffusion/train.py:main", "        return train_step(model,", "        ema.update(model)\n        return train_step(model,",
+    ("diffusion/train.py:main", "return train_step(model,", "ema.update(model)\n        return train_step(model,",
      "on a GPU the average keeps the decay of the capture", "tests/test_capture.py -k diffusion"),
     ("gan/train.py:train_step", "R1_EVERY * r1 *", "r1 *", "a lazy R1 is too weak",
      "tests/gan/test_train.py -k by_hand"),
