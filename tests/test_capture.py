@@ -19,8 +19,9 @@ from tests.trainers import make_small, result
 
 pytestmark = pytest.mark.slow
 
-FLAGS = "--data builtin --device cpu --precision fp32 --batch-size 4 --steps 12"
+FLAGS = "--data builtin --device cpu --precision fp32 --batch-size 4 --steps 10"
 OFTEN = "--log-every 3 --save-every 4 --sample-every 5"
+CHOSEN = [case for case in CASES if case not in ("dcgan", "guidance")]  # parts of others: penalty and chain
 
 
 def tensors(tree) -> list[torch.Tensor]:
@@ -89,7 +90,7 @@ def train(case, out, folder):
     return result(out)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CHOSEN)
 def test_a_training_of_replays_is_the_eager_one(case, tmp_path, monkeypatch):
     make_small(monkeypatch.setattr)
     monkeypatch.setattr(gan_train, "R1_EVERY", 2)
@@ -104,4 +105,4 @@ def test_a_training_of_replays_is_the_eager_one(case, tmp_path, monkeypatch):
     monkeypatch.setattr(Captured, "__call__", call)
     captured = train(case, tmp_path / "captured", tmp_path)
     assert captured == eager
-    assert max(graph.calls for graph in graphs[0].values()) > WARM_UP + 2
+    assert max(graph.calls for graph in graphs[0].values()) > WARM_UP + 1

@@ -3,7 +3,6 @@
 The processes are forks, as in test_kills.py, and meet over gloo; one test goes through torchrun itself.
 """
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,9 @@ import torch
 from common import distributed, image_folder, run
 from common.metrics_log import read_metrics
 from common.randomness import mix_seeds
+from diffusion import pipeline
 from diffusion import train as diffusion_train
+from gan import inference as gan_inference
 from tests.trainers import FLAGS, SMALL, command
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ def process(rank: int, size: int, port: int, module: str, argv: list[str], log: 
     if broken:
         distributed.average = lambda tensors: None
     if module.endswith("inference"):
-        importlib.import_module(module).BATCH_SIZE = 4  # of both
+        pipeline.BATCH_SIZE = gan_inference.BATCH_SIZE = 4
         save_image = image_folder.save_image
 
         def said(image, path, stamp):
