@@ -19,7 +19,7 @@ from tests.trainers import make_small, result
 
 pytestmark = pytest.mark.slow
 
-FLAGS = "--data builtin --device cpu --precision fp32 --batch-size 4 --steps 10"
+FLAGS = "--data builtin --device cpu --precision fp32 --batch-size 4 --steps 12"
 OFTEN = "--log-every 3 --save-every 4 --sample-every 5"
 CHOSEN = [case for case in CASES if case not in ("dcgan", "guidance")]  # parts of others: penalty and chain
 
