@@ -50,12 +50,12 @@ def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int 
     torch.manual_seed(seed)
     model = place(DigitClassifier(), device)
     images, labels = digits.images.to(device), digits.labels.to(device)
-    batches = Batches(len(images), min(BATCH_SIZE, len(images)), seed)
+    batches = Batches(len(images), min(BATCH_SIZE, len(images)), seed, device)
     num_steps = max(300, EPOCHS * len(images) // batches.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=num_steps, pct_start=0.2)
     for _ in range(num_steps):
-        index = batches.next().to(device)
+        index = batches.next()
         shift = torch.randint(-1, 2, (2,)).tolist()
         with autocast(device, dtype):
             _, class_logits = model(to_float(images[index].roll(shift, dims=(2, 3))))
