@@ -1,4 +1,4 @@
-"""Digits and features of uint8 images from a trained DANN, in float32 and eval mode."""
+"""Features and logits of uint8 images from a trained DANN, in float32 and eval mode."""
 
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]
 
 @torch.no_grad()
 def predict(model: DANN, images: Tensor, standardise: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return features (N, 768) float32 and digits (N,) int64, both on the CPU, of uint8 images (N, 3, 28, 28).
+    """Return features (N, 768) and class logits (N, 10), both float32 on the CPU, of uint8 images (N, 3, 28, 28).
 
     `standardise` says whether the network was trained on standardised images. The network is on `device`, and is left
     in eval mode.
     """
     model.eval()
-    features, digits = [], []
+    features, logits = [], []
     for batch in images.split(BATCH):
         features.append(model.features(network_input(batch.to(device), standardise)))
-        digits.append(model.classifier(features[-1]).argmax(1))
-    return torch.cat(features).cpu(), torch.cat(digits).cpu()
+        logits.append(model.classifier(features[-1]))
+    return torch.cat(features).cpu(), torch.cat(logits).cpu()

@@ -7,8 +7,8 @@ images. Recipe plus replaces the adversary by a mean teacher that labels target 
 one domain alone, for comparison. Source and target images pass through the network in separate batches, so batch
 normalisation sees one domain at a time.
 
-The network of the last step is kept and scored on the target. The best score of all previews is stored as `oracle`, for
-comparison only, because choosing it takes target labels.
+The network of the last step is kept and scored on the target, or that of the preview which --select likes best. The
+best score of all previews is stored as `oracle`, for comparison only, because choosing it takes target labels.
 
 The run folder holds last.pt (for resume and inference), result.json (the scores), metrics.jsonl, curves.png, and
 augmented images under samples/. What is logged:
@@ -43,7 +43,7 @@ from dann.inputs import network_input, picture, scale_range
 from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
-from dann.scoring import Scores, held_out, write_result
+from dann.scoring import Scores, add_select_flag, scored_sets, write_result
 from dann.teacher import DECAY, pseudo_labels
 
 
@@ -60,6 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, default="dann",
                         help="dann adapts from source to target, the others train on that one")
     add_recipe_flags(parser)
+    add_select_flag(parser)
     args = cli.parse_training_args(parser, argv, run_dir, lambda args, out: of_seed(out, (args.seeds or [None])[0]))
     vars(args).update(complete(vars(args)))
     seed_given = args.seed != args.defaults["seed"] and not args.resume  # a resumed run has one in its args.json
@@ -112,11 +113,11 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, la
     return {name: value.detach() for name, value in metrics.items()}
 
 
-def train(args: cli.Settings, seed: int, sets: list[ImageSet], splits: dict[str, ImageSet], device: torch.device,
+def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str, ImageSet], device: torch.device,
           dtype: torch.dtype) -> None:
-    """Train with one seed: on `sets`, the labelled domain and in mode dann the target, scored on `splits`."""
+    """Train with one seed: on `sets`, the labelled domain and in mode dann the target; `scored` is for the scores."""
     domain = args.target if args.mode == "target" else args.source  # the labelled one
-    inputs = {"data": fingerprint(*sets, *splits.values())}
+    inputs = {"data": fingerprint(*sets, *scored.values())}
     images, labels = sets[0].images.to(device), sets[0].labels.to(device)
     target_images = sets[1].images.to(device) if args.mode == "dann" else None
     out = of_seed(args.out, seed if args.seeds else None)
@@ -126,13 +127,12 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], splits: dict[str,
     model = place(DANN(), device)
     optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
     teacher = EMA(model, DECAY) if args.teacher else None
-    kept = model if teacher is None else teacher.module
-    scores = Scores(splits, args.standardise, device)
+    scores = Scores(model if teacher is None else teacher.module, scored, args.standardise, args.select)
     # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
     streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
     parts = {"model": model, "optimizer": optimizer, "scores": scores} | ({"teacher": teacher} if teacher else {})
     parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
-    run = Run(out, KIND, settings, model_args_of(settings), parts, weights=kept, inputs=inputs)
+    run = Run(out, KIND, settings, model_args_of(settings), parts, weights=scores.kept, inputs=inputs)
 
     def augmented(images: Tensor, domain: str) -> Tensor:
         scale = scale_range(domain, args.target) if args.geometry else None
@@ -150,7 +150,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], splits: dict[str,
                 x, target_x)
 
     captured = Captured(step_on, device)
-    for step in run.steps(diagnose):
+    for step in run.steps(diagnose, scores.before_save):
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         coeff = torch.full((), grl_coeff(step / args.steps), device=device)
         metrics, x, target_x = captured(coeff, *(distributed.shard(stream.next()) for stream in streams))
@@ -159,12 +159,11 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], splits: dict[str,
             distributed.average_buffers(teacher.module)
             teacher.update(model)
         if run.due(args.sample_every):
-            scores.add(kept, step + 1)
+            scores.add(step + 1)
             model.train()
             if distributed.rank() == 0:
                 save_picture(picture(x, target_x, args.standardise), run.sample_path())
-    if not scores.rows or scores.rows[-1]["step"] != run.step:  # stopped, and its --steps set to what was done
-        scores.add(kept, run.step)
+    scores.finish(run.step)
     if distributed.rank() == 0:
         print(write_result(out, settings | {"inputs": inputs}, scores))
 
@@ -176,12 +175,13 @@ def main(argv: list[str] | None = None) -> int:
     distributed.init_process_group(device)
     with distributed.rank_zero_first():
         sets = [load_digits(args.data, args.target if args.mode == "target" else args.source, "train")]
-        splits = held_out(args.data, args.target)
+        unlabelled = None if args.mode == "target" else load_digits(args.data, args.target, "train", labelled=False)
+        scored = scored_sets(args, unlabelled)
         if args.mode == "dann":
-            sets.append(load_digits(args.data, args.target, "train", labelled=False))
+            sets.append(unlabelled)
     cli.settle(args, min(len(digits.images) for digits in sets))
     for seed in args.seeds or [args.seed]:
-        train(args, seed, sets, splits, device, dtype)
+        train(args, seed, sets, scored, device, dtype)
     return 0
 
 

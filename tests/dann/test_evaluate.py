@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from common.errors import UserError
 from dann import evaluate
-from dann.evaluate import main, to_markdown
+from dann.evaluate import build_table, main, map_table, read_results, to_markdown
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_table(runs, tmp_path, capsys):
     out.touch()
     assert main([*paths, "--out", str(out), "--force"]) == 0
     assert out.read_text() == capsys.readouterr().out == """\
-| accuracy on val, % | mnistm -> usps | mnistm -> svhn (builtin) |
+| accuracy on val, % | mnistm -> usps, 10 steps | builtin-mnistm -> builtin-svhn, 10 steps |
 | --- | --- | --- |
 | trained on source | 80.0 | - |
 | trained on source, no geometry | 60.0 | - |
@@ -47,11 +48,11 @@ def test_table(runs, tmp_path, capsys):
 | plus, no geometry, adversary | 95.0 | - |
 | trained on target | 99.0 | - |
 
-| accuracy on test, % | mnistm -> usps |
+| accuracy on test, % | mnistm -> usps, 10 steps |
 | --- | --- |
 | trained on target | 97.0 |
 
-| accuracy on test at the oracle's step (chosen by target labels, for comparison only), % | mnistm -> usps |
+| accuracy on test at the oracle's step (chosen by target labels, for comparison only), % | mnistm -> usps, 10 steps |
 | --- | --- |
 | trained on target | 98.0 |
 """
@@ -59,7 +60,102 @@ def test_table(runs, tmp_path, capsys):
     assert cells["DANN", "mnistm -> usps"]["seeds"] == [0, 1]
     assert cells["DANN", "mnistm -> usps"]["steps"] == 10
     assert cells["DANN", "mnistm -> usps"]["val"] == pytest.approx({"mean": 0.91, "std": 0.02 / 2 ** 0.5})
-    assert cells["trained on target", "mnistm -> usps"]["test"] == {"mean": 0.97, "std": None}
+    assert cells["trained on target", "usps"]["test"] == {"mean": 0.97, "std": None}
+
+
+def test_every_length_is_told(runs, capsys):
+    paths = [runs("s", "source", val=0.5, steps=4000), runs("d", "dann", val=0.6, steps=2000),
+             runs("p0", "dann", recipe="plus", val=0.7, steps=12000),
+             runs("p1", "dann", 1, recipe="plus", val=0.7, steps=12000), runs("t", "target", val=0.9, steps=4000),
+             runs("u", "dann", source="mnist", val=0.8, steps=2000)]
+    assert main(paths) == 0
+    assert capsys.readouterr().out == """\
+| accuracy on val, % | mnistm -> usps, 4,000 steps | mnist -> usps, 2,000 steps |
+| --- | --- | --- |
+| trained on source | 50.0 | - |
+| DANN | 60.0 (2,000 steps) | 80.0 |
+| plus | 70.0 ± 0.0 (2 seeds, 12,000 steps) | - |
+| trained on target | 90.0 | 90.0 (4,000 steps) |
+"""
+
+
+def test_a_run_of_mode_target_belongs_to_its_target(runs, capsys):
+    paths = [runs("t", "target", val=0.9), runs("other-source", "target", source="mnist", val=0.1),
+             runs("seed", "target", 1, source="mnist", val=0.9)]
+    assert main(paths) == 0
+    assert capsys.readouterr().out == ("| accuracy on val, % | usps, 10 steps |\n| --- | --- |\n"
+                                       "| trained on target | 90.0 ± 0.0 (2 seeds) |\n")
+    paths += [runs("pair", "source", source="svhn"), runs("back", "source", source="usps", target="svhn")]
+    assert main(paths) == 0
+    assert capsys.readouterr().out.splitlines()[0::3] == [
+        "| accuracy on val, % | svhn -> usps, 10 steps | usps -> svhn, 10 steps |",
+        "| trained on target | 90.0 ± 0.0 (2 seeds) | - |"]
+    with pytest.raises(UserError, match="twin: same settings and seed as .*/t: leave one out"):
+        main([*paths, runs("twin", "target", val=0.9)])
+    with pytest.raises(UserError, match="got steps 20, expected 10 like the other runs of its cell"):
+        main([*paths, runs("longer", "target", source="svhn", steps=20)])
+
+
+def test_embedded_domains_are_the_same_in_every_folder(runs):
+    paths = [runs("a", "dann", data="builtin"), runs("b", "dann", 1, source="builtin-mnistm", target="builtin-usps"),
+             runs("c", "target", data="builtin", target="builtin-svhn")]
+    cells = build_table(read_results(list(map(Path, paths))))
+    assert [(cell["column"], cell["seeds"]) for cell in cells] == [("builtin-mnistm -> builtin-usps", [0, 1]),
+                                                                   ("builtin-svhn", [0])]
+
+
+@pytest.fixture
+def map_runs(runs):
+    """Return run folders of two pairs there and back, named in no order, and of one target."""
+    return [runs("d", "dann", source="svhn", target="mnist", test=0.5),
+            runs("p0", "dann", recipe="plus", source="mnist", target="svhn", test=0.8),
+            runs("p1", "dann", 1, recipe="plus", source="mnist", target="svhn", test=0.7),
+            runs("a", "dann", source="usps", target="mnist", changes=["no geometry"], test=0.1),
+            runs("s", "source", source="builtin-usps", target="mnist", test=0.4, steps=20),
+            runs("v", "source", source="usps", target="mnist"),
+            runs("t", "target", source="usps", target="mnist", test=0.9)]
+
+
+def test_map_as_a_table(map_runs):
+    cells = build_table(read_results(list(map(Path, map_runs))))
+    assert map_table(cells) == """\
+| accuracy on test, %, 10 steps | trained on source | DANN | plus | trained on target |
+| --- | --- | --- | --- | --- |
+| mnist -> svhn | - | - | 75.0 ± 7.1 (2 seeds) | - |
+| svhn -> mnist | - | 50.0 | - | 90.0 |
+| builtin-usps -> mnist | 40.0 (20 steps) | - | - | 90.0 |
+"""
+    for cell in cells:
+        cell.pop("test", None)
+    assert map_table(cells).splitlines()[0] == (
+        "| accuracy on val, %, 10 steps | trained on source | DANN | plus | trained on target |")
+
+
+def test_map_as_a_picture(map_runs, tmp_path, monkeypatch, capsys):
+    drawn = []
+    monkeypatch.setattr(evaluate.heatmap, "draw", lambda *args: drawn.extend(args))
+    assert main([*map_runs, "--map", str(tmp_path / "map.png"), "--out", str(tmp_path / "table.md")]) == 0
+    assert "\n\n| accuracy on test, %, 10 steps | trained on source | DANN |" in capsys.readouterr().out
+    assert "| svhn -> mnist | - | 50.0 | - | 90.0 |" in (tmp_path / "table.md").read_text()
+    assert drawn == [{"trained on source": {("builtin-usps", "mnist"): (0.4, "20 steps")},
+                      "DANN": {("svhn", "mnist"): (0.5, "")}, "plus": {("mnist", "svhn"): (0.75, "")}},
+                     ("trained on target", {"mnist": (0.9, "")}), ["mnist", "svhn", "builtin-usps"],
+                     "accuracy on test, %, 10 steps", tmp_path / "map.png"]
+
+
+def test_mistakes_of_the_map(map_runs, tmp_path):
+    path = tmp_path / "map.png"
+    for only in ("t", "a"):  # without a source, or with changes
+        with pytest.raises(UserError, match="--map shows pairs of domains: name runs of --mode source or dann"):
+            main([str(tmp_path / only), "--map", str(path)])
+    assert not path.exists()
+    with pytest.raises(UserError, match=r"--map: got map\.pdf, expected a name that ends in \.png"):
+        main([*map_runs, "--map", "map.pdf"])
+    path.write_text("mine")
+    with pytest.raises(UserError, match=r"map\.png exists already"):
+        main([*map_runs, "--map", str(path)])
+    assert main([*map_runs, "--map", str(path), "--force"]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_real_runs(train, capsys):
@@ -86,7 +182,7 @@ def test_confusion_has_one_row_per_digit_and_one_column_per_prediction(train, tm
     out = train("run", "--mode", "source")
     predicted = torch.arange(20) % 10
     predicted[3] = 5  # one of the two threes
-    monkeypatch.setattr(evaluate, "predict", lambda *args: (None, predicted))
+    monkeypatch.setattr(evaluate, "predict", lambda *args: (None, one_hot(predicted, 10)))
     result = json.loads((out / "result.json").read_text())
     (out / "result.json").write_text(json.dumps(result | {"val": 1.0}))
     with pytest.raises(UserError, match=r"run: data or last\.pt changed since result\.json"):
@@ -140,7 +236,8 @@ def test_a_target_without_labels_has_no_scores(runs, capsys):
         main([str(run)])
     (run / "result.json").write_text(json.dumps(result | {"test": 0.8}))  # labels of test alone
     assert main([str(run)]) == 0
-    assert capsys.readouterr().out == "| accuracy on test, % | mnistm -> usps |\n| --- | --- |\n| DANN | 80.0 |\n"
+    assert capsys.readouterr().out == ("| accuracy on test, % | mnistm -> usps, 10 steps |\n"
+                                       "| --- | --- |\n| DANN | 80.0 |\n")
 
 
 def test_results_of_an_earlier_version_still_render():

@@ -74,10 +74,10 @@ def test_labels_are_those_of_the_network(released, images, tmp_path):
 def test_batches_change_nothing():
     images = torch.randint(0, 256, (2300, 3, 28, 28), dtype=torch.uint8)
     model = DANN()
-    features, digits = predict(model, images, True, torch.device("cpu"))
-    assert features.shape == (2300, 768) and digits.shape == (2300,) and digits.dtype == torch.int64
-    again, _ = predict(model, images[1500:1510], True, torch.device("cpu"))
-    torch.testing.assert_close(again, features[1500:1510])
+    features, logits = predict(model, images, True, torch.device("cpu"))
+    assert features.shape == (2300, 768) and logits.shape == (2300, 10) and logits.dtype == torch.float32
+    again = predict(model, images[1500:1510], True, torch.device("cpu"))
+    torch.testing.assert_close(again, (features[1500:1510], logits[1500:1510]))
     assert not model.training
 
 

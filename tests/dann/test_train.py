@@ -131,7 +131,7 @@ def test_the_result_is_of_the_weights_that_are_kept(train, monkeypatch, tmp_path
     assert [row["step"] for row in rows] == [3] and result["steps"] == 4
     digits = load_digits(json.loads((out / "args.json").read_text())["data"], "usps", "val")
     model, _ = load_network(out / "last.pt", torch.device("cpu"))
-    _, predicted = predict(model, digits.images, True, torch.device("cpu"))
+    predicted = predict(model, digits.images, True, torch.device("cpu"))[1].argmax(1)
     assert result["val"] == pytest.approx((predicted == digits.labels).float().mean().item())
 
 
@@ -140,7 +140,7 @@ def test_run_folder(train, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
     result = json.loads((out / "result.json").read_text())
     assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs",
-                            "changes", "steps", "seconds", "val", "test", "oracle"]
+                            "changes", "steps", "seconds", "val", "test", "selected_step", "previews", "oracle"]
     assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
     assert {p.name for p in out.iterdir()} == {".lock", "args.json", "versions.json", "metrics.jsonl", "done",
                                               "last.pt", "samples", "result.json"}
