@@ -1,8 +1,8 @@
 """The network's input: one pipeline for training, inference and all rows of the table.
 
 Every image is standardised, which removes differences in brightness and contrast between domains. Training images are
-also moved and recoloured at random, a whole batch at a time on the device. They are never flipped: a mirrored digit is
-not a digit.
+also moved, recoloured and photographed anew at random, a whole batch at a time on the device. They are never flipped: a
+mirrored digit is not a digit.
 """
 
 import torch
@@ -18,6 +18,9 @@ ROTATION = 0.2  # radians, about 11 degrees
 SHEAR = 0.2  # horizontal, like slanted handwriting
 SHIFT = 2 / 14  # in half image widths: two of 28 pixels
 CONTRAST, BRIGHTNESS = (0.25, 1.5), 0.5  # French et al. 2018; in standard deviations of the image
+TINT, LIGHT, NOISE = 0.3, 0.3, 0.2  # likewise: of a channel, from the middle to the edges, of a pixel
+BLUR = (-0.5, 1.5)  # share of the image that is blurred: negative sharpens, above 1 counts as 1
+NEIGHBOUR = (3, 8)  # pixels
 
 
 def scale_range(domain: str, other: str) -> tuple[float, float]:
@@ -59,18 +62,46 @@ def intensity(images: Tensor) -> Tensor:
     return images * gain[:, None, None, None] + offset[:, None, None, None]
 
 
-def _uniform(images: Tensor, low: float, high: float) -> Tensor:
-    return torch.empty(len(images), device=images.device).uniform_(low, high)
+def photograph(images: Tensor) -> Tensor:
+    """Tint each image of (B, 3, H, W), blur or sharpen it, and light it unevenly, at random; then add noise.
+
+    These are differences between cameras and places. All values are in standard deviations of the image.
+    """
+    images = images * _uniform(images, 1 - TINT, 1 + TINT, 3, 1, 1) + _uniform(images, -TINT, TINT, 3, 1, 1)
+    blurred = F.avg_pool2d(F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 2, 1), 2, 1)  # binomial, 3x3
+    images = torch.lerp(images, blurred, _uniform(images, *BLUR, 1, 1, 1).clamp(max=1))
+    y, x = (torch.linspace(-1, 1, size, device=images.device) for size in images.shape[2:])
+    light = y[:, None] * torch.randn_like(images[:, :1, :1, :1]) + x * torch.randn_like(images[:, :1, :1, :1])
+    return images + LIGHT * light + torch.randn_like(images) * _uniform(images, 0, NOISE, 1, 1, 1)
+
+
+def neighbours(images: Tensor, others: Tensor) -> Tensor:
+    """Replace the left edge of each image by that of a random one of `others`, with probability 1/2; so the right one.
+
+    Both are (B, 3, H, W) of one type. A street number has several digits, and a crop of one shows parts of the next.
+    """
+    columns = torch.arange(images.shape[3], device=images.device)
+    others = others[torch.randint(len(others), (len(images),), device=images.device)]
+    for distance in (columns, columns.flip(0)):
+        width = torch.randint(NEIGHBOUR[0], NEIGHBOUR[1] + 1, (len(images), 1, 1, 1), device=images.device)
+        width = torch.where(torch.rand(width.shape, device=images.device) < 0.5, width, 0)
+        images = torch.where(distance < width, others, images)
+    return images
+
+
+def _uniform(images: Tensor, low: float, high: float, *shape: int) -> Tensor:
+    return torch.empty(len(images), *shape, device=images.device).uniform_(low, high)
 
 
 def network_input(images: Tensor, standardised: bool = True, scale: tuple[float, float] | None = None,
-                  recolour: bool = False) -> Tensor:
+                  recolour: bool = False, rephotograph: bool = False) -> Tensor:
     """Convert images (B, 3, 28, 28) from uint8 to float32 in channels_last, and prepare them for the network.
 
     Args:
         standardised: apply `standardise`; otherwise values stay in [-1, 1].
         scale: range of scales for random `geometry`; None leaves the geometry unchanged.
         recolour: apply random `intensity`.
+        rephotograph: apply random `photograph`.
     """
     x = to_float(images)
     if scale is not None:
@@ -79,6 +110,8 @@ def network_input(images: Tensor, standardised: bool = True, scale: tuple[float,
         x = standardise(x)
     if recolour:
         x = intensity(x)
+    if rephotograph:
+        x = photograph(x)
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -14,14 +14,15 @@ class DANN(nn.Module):
     """Digit and domain logits from shared features (fig. 1).
 
     Images are (B, 3, 28, 28) float32: standardised per image (mean 0, standard deviation 1), or in [-1, 1] if the
-    network was trained with --no-standardise. `dann.inputs.network_input` prepares them.
+    network was trained with --no-standardise. `dann.inputs.network_input` prepares them. `dropout` is the share of
+    feature channels that a training step leaves out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.5) -> None:
         super().__init__()
         self.feature = nn.Sequential(
             nn.Conv2d(3, 32, 5), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 48, 5), nn.BatchNorm2d(48), nn.Dropout2d(0.5), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 48, 5), nn.BatchNorm2d(48), nn.Dropout2d(dropout), nn.ReLU(), nn.MaxPool2d(2),
         )
         self.classifier = nn.Sequential(
             nn.Linear(768, 384), nn.BatchNorm1d(384), nn.ReLU(),

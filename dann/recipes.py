@@ -1,7 +1,8 @@
 """Recipes: which parts a run is trained with. A flag that is not given takes its value from the recipe.
 
 - `plain` is DANN (Ganin et al. 2016, JMLR 17(59)) with two differences: Adam instead of SGD, and augmented images.
-- `plus` replaces the adversary by a mean teacher (`dann.teacher`), whose confident predictions label target images.
+- `plus` replaces the adversary by a mean teacher (`dann.teacher`), whose confident predictions label target images. It
+  ends with target images alone, as DIRT-T (Shu et al. 2018, arXiv:1802.08735) refines a network.
 - None: modes `source` and `target` do not adapt, and otherwise train like `plain`.
 """
 
@@ -10,16 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser, positive_float
+from common.cli import Parser, fraction, positive_float
 from common.errors import UserError
 
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
-_COMMON = {"geometry": True, "intensity": True, "standardise": True, "adversary": False, "teacher": False,
-           "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}
+_COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
+           "adversary": False, "teacher": False, "balance": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
+           "lr_schedule": "inverse"}
 RECIPES: dict[str | None, dict[str, Any]] = {
     None: _COMMON,
     "plain": _COMMON | {"adversary": True},
-    "plus": _COMMON | {"teacher": True, "balance": True, "lr": 2e-3, "lr_schedule": "cosine"},
+    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "balance": True, "target_only": 0.3,
+                       "dropout": 0.1, "lr": 2e-3, "lr_schedule": "cosine"},
 }
 
 
@@ -31,23 +34,31 @@ def add_recipe_flags(parser: Parser) -> None:
     group = parser.add_argument_group("parts of the recipe, to be switched on or off")
     for name, what in (("geometry", "move, scale, rotate and shear training images"),
                        ("intensity", "invert training images, change their contrast and brightness"),
+                       ("photograph", "tint, blur, sharpen and light training images, and add noise"),
+                       ("neighbours", "give source images the left and right edges of target images"),
                        ("standardise", "scale every image to mean 0 and deviation 1, in inference too"),
                        ("adversary", "train the features to confuse the domain discriminator"),
                        ("teacher", "train on target images too, labelled by an average of the network"),
                        ("balance", "align the teacher's predictions with equally many of each digit")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=what)
+    group.add_argument("--target-only", metavar="SHARE", type=fraction,
+                       help="of the steps, at the end, that train on target images alone")
+    group.add_argument("--dropout", metavar="SHARE", type=fraction, help="of the feature channels, in training")
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with every None replaced by the recipe's value; UserError if they contradict each other."""
     mode = settings["mode"]
     recipe = settings["recipe"] if mode == "dann" else None
-    if mode != "dann" and (settings["adversary"] or settings["teacher"]):
-        raise UserError(f"--adversary and --teacher belong to --mode dann, got --mode {mode}: leave them out")
+    if mode != "dann" and (settings["adversary"] or settings["teacher"] or settings["neighbours"]):
+        raise UserError(f"--adversary, --teacher and --neighbours belong to --mode dann, got --mode {mode}: leave them "
+                        "out")
     completed = {**settings, "recipe": recipe}
     completed |= {name: value for name, value in RECIPES[recipe].items() if settings[name] is None}
     if settings["balance"] and not completed["teacher"]:
         raise UserError("--balance aligns the predictions of a teacher: it needs --teacher")
+    if settings["target_only"] and not completed["teacher"]:
+        raise UserError("--target-only trains on a teacher's labels: it needs --teacher")
     if mode == "dann" and not (completed["adversary"] or completed["teacher"]):
         raise UserError("--mode dann needs --adversary or --teacher: to train without both, use --mode source")
     return completed

@@ -39,11 +39,12 @@ from common.images import save_picture
 from common.lr_schedule import lr_at, set_lr
 from common.run import Run
 from dann.grl import grl_coeff
-from dann.inputs import network_input, picture, scale_range
-from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
+from dann.inputs import neighbours, network_input, picture, scale_range
+from dann.losses import diagnose
 from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, add_select_flag, scored_sets, write_result
+from dann.step import train_step
 from dann.teacher import DECAY, pseudo_labels
 
 
@@ -77,42 +78,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def train_step(model: DANN, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor,
-               target_images: Tensor | None, pseudo: tuple[Tensor, Tensor] | None, adversary: bool,
-               coeff: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Update the network once; return losses and other metrics, 0-d.
-
-    Args:
-        images: (B, 3, 28, 28) float32, from the domain with labels.
-        labels: (B,) int64 digits.
-        target_images: as `images`, from the target; None in modes source and target.
-        pseudo: the teacher's digits for `target_images`, (B,) int64, and whether each is confident, (B,) bool; or None.
-        adversary: use the domain loss.
-        coeff: the paper's lambda, 0-d float32.
-    """
-    with autocast(images.device, dtype):
-        class_logits, source_logits = model(images, coeff)
-        if target_images is not None:
-            target_class_logits, target_logits = model(target_images, coeff)
-    loss = class_loss(class_logits, labels)
-    metrics = {"class_loss": loss}
-    if adversary:
-        both = source_logits, target_logits
-        metrics |= {"domain_loss": domain_loss(*both), "domain_accuracy": domain_accuracy(*both),
-                    "called_source": called_source(*both), "grl_coeff": coeff}
-        loss = loss + metrics["domain_loss"]  # JMLR eq. 9: gradient reversal turns + into -lambda for the features
-    if pseudo is not None:
-        metrics["pseudo_loss"] = pseudo_label_loss(target_class_logits, *pseudo)
-        metrics["confident"] = pseudo[1].float().mean()
-        loss = loss + metrics["pseudo_loss"]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    distributed.average_gradients(model)
-    distributed.average_buffers(model)
-    optimizer.step()
-    return {name: value.detach() for name, value in metrics.items()}
-
-
 def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str, ImageSet], device: torch.device,
           dtype: torch.dtype) -> None:
     """Train with one seed: on `sets`, the labelled domain and in mode dann the target; `scored` is for the scores."""
@@ -124,7 +89,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     settings = {name: value for name, value in vars(args).items() if name != "seeds"} | {"seed": seed, "out": out}
 
     torch.manual_seed(seed)
-    model = place(DANN(), device)
+    model = place(DANN(args.dropout), device)
     optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
     teacher = EMA(model, DECAY) if args.teacher else None
     scores = Scores(model if teacher is None else teacher.module, scored, args.standardise, args.select)
@@ -136,24 +101,28 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
 
     def augmented(images: Tensor, domain: str) -> Tensor:
         scale = scale_range(domain, args.target) if args.geometry else None
-        return network_input(images, args.standardise, scale, args.intensity)
+        return network_input(images, args.standardise, scale, args.intensity, args.photograph)
 
-    def step_on(coeff: Tensor, index: Tensor, target_index: Tensor | None = None) -> tuple:
-        x, target_x, pseudo = augmented(images[index], domain), None, None
+    def step_on(coeff: Tensor, index: Tensor, target_index: Tensor | None = None, *, target_only: bool) -> tuple:
+        chosen, target_x, pseudo = images[index], None, None
         if target_index is not None:
             clean = target_images[target_index]
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
                     pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), args.balance)
-        return (train_step(model, optimizer, x, labels[index], target_x, pseudo, args.adversary, coeff, dtype),
-                x, target_x)
+            if args.neighbours:
+                chosen = neighbours(chosen, clean)
+        x = augmented(chosen, domain)
+        labelled = None if target_only else (x, labels[index])
+        return train_step(model, optimizer, labelled, target_x, pseudo, args.adversary, coeff, dtype), x, target_x
 
     captured = Captured(step_on, device)
     for step in run.steps(diagnose, scores.before_save):
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         coeff = torch.full((), grl_coeff(step / args.steps), device=device)
-        metrics, x, target_x = captured(coeff, *(distributed.shard(stream.next()) for stream in streams))
+        metrics, x, target_x = captured(coeff, *(distributed.shard(stream.next()) for stream in streams),
+                                         target_only=step >= (1 - args.target_only) * args.steps)
         run.record(metrics)
         if teacher is not None:
             distributed.average_buffers(teacher.module)

@@ -18,6 +18,7 @@ from common.images import DIGIT_SIZE, to_float, to_uint8
 from common.lr_schedule import lr_at, set_lr
 from common.metrics_log import MetricsLog
 from common.randomness import seed_step, seeded_normal
+from dann import step as dann_step
 from dann import train as dann_train
 from dann.grl import grl_coeff
 from dann.inputs import network_input, scale_range
@@ -88,7 +89,7 @@ def dann_training(data: Data, device: torch.device, batch_size: int, dtype: torc
     def step_on(coeff: Tensor, *indices: Tensor) -> dict[str, Tensor]:
         x, target_x = (network_input(every[index], args.standardise, scale_range(name, args.target), args.intensity)
                        for every, index, name in zip(images, indices, domains, strict=True))
-        return dann_train.train_step(model, optimizer, x, labels[indices[0]], target_x, None, True, coeff, dtype)
+        return dann_step.train_step(model, optimizer, (x, labels[indices[0]]), target_x, None, True, coeff, dtype)
 
     captured = Captured(step_on, device)
     for step in steps():

@@ -236,7 +236,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "features learn to separate the domains", "tests/dann/test_networks.py"),
     ("dann/grl.py:grl_coeff", "- 1", "- 0.5", "the reversal does not start at 0", "tests/dann/test_networks.py"),
     ("dann/losses.py:", "SOURCE, TARGET = 0, 1", "SOURCE, TARGET = 1, 0", "the domains are swapped",
-     "tests/dann/test_train.py -k by_hand"),
+     "tests/dann/test_step.py -k by_hand"),
     ("dann/losses.py:pseudo_label_loss", " * confident).mean()", ").mean()", "doubtful digits become labels",
      "tests/dann/test_networks.py tests/dann/test_labels.py"),
     ("dann/inputs.py:scale_range", "SCALE[0] * min(1, ratio)", "SCALE[0]", "digits are never made smaller",

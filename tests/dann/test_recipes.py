@@ -12,21 +12,25 @@ def settings(mode="dann", recipe="plus", **given):
     return complete({"mode": mode, "recipe": recipe, **UNSET, **given})
 
 
-@pytest.mark.parametrize("mode, recipe, expected", [
-    ("source", None, {"adversary": False, "teacher": False, "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}),
-    ("target", None, {"adversary": False, "teacher": False, "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}),
-    ("dann", "plain", {"adversary": True, "teacher": False, "balance": False, "lr": 1e-3, "lr_schedule": "inverse"}),
-    ("dann", "plus", {"adversary": False, "teacher": True, "balance": True, "lr": 2e-3, "lr_schedule": "cosine"}),
+NOTHING = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
+           "adversary": False, "teacher": False, "balance": False, "target_only": 0, "dropout": 0.5, "lr": 1e-3,
+           "lr_schedule": "inverse"}
+
+
+@pytest.mark.parametrize("mode, recipe, changed", [
+    ("source", None, {}), ("target", None, {}), ("dann", "plain", {"adversary": True}),
+    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True, "balance": True, "target_only": 0.3,
+                      "dropout": 0.1, "lr": 2e-3, "lr_schedule": "cosine"}),
 ])
-def test_defaults(mode, recipe, expected):
-    common = {"geometry": True, "intensity": True, "standardise": True}
+def test_defaults(mode, recipe, changed):
     completed = settings(mode, recipe or "plus", seed=7)
-    assert completed == {"mode": mode, "recipe": recipe, "seed": 7, **common, **expected}
+    assert completed == {"mode": mode, "recipe": recipe, "seed": 7, **NOTHING, **changed}
     assert changes_of(completed) == []
 
 
 def test_given_values_win_and_are_named_in_the_order_of_the_table():
     completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, balance=False)
+    assert changes_of(settings(target_only=0.0, dropout=0.5)) == ["target_only 0.0", "dropout 0.5"]
     assert changes_of(completed) == ["no geometry", "adversary", "no balance", "lr 1.0", "lr_schedule constant"]
     assert changes_of(settings("source", intensity=False, lr=1e-3)) == ["no intensity"]
 
@@ -37,12 +41,14 @@ def test_the_recipe_belongs_to_mode_dann(mode):
 
 
 @pytest.mark.parametrize("given, expected", [
-    ({"mode": "source", "teacher": True}, "--teacher belong to --mode dann"),
-    ({"mode": "target", "adversary": True}, "--adversary .* belong to --mode dann"),
+    ({"mode": "source", "teacher": True}, "--teacher .* belong to --mode dann"),
+    ({"mode": "target", "adversary": True}, "--adversary.* belong to --mode dann"),
     ({"teacher": False}, "--mode source"),
     ({"recipe": "plain", "adversary": False}, "--mode source"),
     ({"recipe": "plain", "balance": True}, "--balance .* needs --teacher"),
     ({"mode": "source", "balance": True}, "needs --teacher"),
+    ({"recipe": "plain", "target_only": 0.5}, "--target-only .* needs --teacher"),
+    ({"mode": "source", "neighbours": True}, "--neighbours belong to --mode dann"),
 ])
 def test_contradictions(given, expected):
     with pytest.raises(UserError, match=expected):
