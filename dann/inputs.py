@@ -63,16 +63,17 @@ def intensity(images: Tensor) -> Tensor:
 
 
 def photograph(images: Tensor) -> Tensor:
-    """Tint each image of (B, 3, H, W), blur or sharpen it, and light it unevenly, at random; then add noise.
+    """Tint each image of (B, 3, H, W), add noise, blur or sharpen it, and light it unevenly, at random.
 
     These are differences between cameras and places. All values are in standard deviations of the image.
     """
     images = images * _uniform(images, 1 - TINT, 1 + TINT, 3, 1, 1) + _uniform(images, -TINT, TINT, 3, 1, 1)
+    images = images + torch.randn_like(images) * _uniform(images, 0, NOISE, 1, 1, 1)
     blurred = F.avg_pool2d(F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 2, 1), 2, 1)  # binomial, 3x3
     images = torch.lerp(images, blurred, _uniform(images, *BLUR, 1, 1, 1).clamp(max=1))
     y, x = (torch.linspace(-1, 1, size, device=images.device) for size in images.shape[2:])
-    light = y[:, None] * torch.randn_like(images[:, :1, :1, :1]) + x * torch.randn_like(images[:, :1, :1, :1])
-    return images + LIGHT * light + torch.randn_like(images) * _uniform(images, 0, NOISE, 1, 1, 1)
+    slopes = LIGHT * torch.randn(2, len(images), 1, 1, 1, device=images.device)
+    return images + slopes[0] * y[:, None] + slopes[1] * x
 
 
 def neighbours(images: Tensor, others: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def model_args_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return how settings differ from their recipe, for the result table: ["no geometry", "lr 0.01"]."""
-    changed = {name: settings[name] for name, value in RECIPES[settings["recipe"]].items() if settings[name] != value}
+    """Return how settings differ from their recipe, for the result table: ["no geometry", "lr schedule constant"]."""
+    changed = {name.replace("_", " "): settings[name] for name, value in RECIPES[settings["recipe"]].items()
+               if settings[name] != value}
     return [("" if value else "no ") + name if isinstance(value, bool) else f"{name} {value}"
             for name, value in changed.items()]

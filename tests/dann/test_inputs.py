@@ -2,8 +2,18 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from dann.inputs import geometry, intensity, network_input, picture, scale_range, standardise
+from dann.inputs import (
+    geometry,
+    intensity,
+    neighbours,
+    network_input,
+    photograph,
+    picture,
+    scale_range,
+    standardise,
+)
 
 WIDE = (0.9, 1.5)
 
@@ -88,3 +98,48 @@ def test_picture_shows_one_or_two_batches():
     x = torch.randn(20, 3, 28, 28)
     rows = [picture(x, other, True).height for other in (None, x)]
     assert rows == [2 * (2 * 30 + 2), 2 * (4 * 30 + 2)]  # rows of eight, gaps of two pixels, at twice the size
+
+
+def test_photograph_by_hand(monkeypatch):
+    """With one random change at a time: channels, noise, a binomial blur or its opposite, and a slope of light."""
+    torch.manual_seed(0)
+    images = torch.randn(200, 3, 28, 28)
+
+    def only(**constants):
+        for name, off in {"TINT": 0, "NOISE": 0, "BLUR": (0, 0), "LIGHT": 0}.items():
+            monkeypatch.setattr(f"dann.inputs.{name}", constants.get(name, off))
+        return photograph(images)
+
+    torch.testing.assert_close(only(), images)
+    tinted = only(TINT=0.3)
+    flat = tinted.flatten(2)
+    gain = flat.std(2) / images.flatten(2).std(2)
+    offset = flat.mean(2) - gain * images.flatten(2).mean(2)
+    assert 0.69 < gain.min() < 0.75 and 1.25 < gain.max() < 1.31 and gain.std(1).min() > 0.001
+    assert -0.31 < offset.min() < -0.25 and 0.25 < offset.max() < 0.31
+    noise = (only(NOISE=0.2) - images).flatten(1).std(1)
+    assert noise.min() < 0.02 and 0.18 < noise.max() < 0.21
+    kernel = torch.tensor([1.0, 2, 1]) / 4
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    blurred = F.conv2d(padded, (kernel[:, None] * kernel).expand(3, 1, 3, 3), groups=3)
+    torch.testing.assert_close(only(BLUR=(1.2, 1.5)), blurred)
+    torch.testing.assert_close(only(BLUR=(-0.5, -0.5)), 1.5 * images - 0.5 * blurred)
+    slopes = only(LIGHT=0.3) - images
+    torch.testing.assert_close(slopes.diff(dim=2).diff(dim=2), torch.zeros(200, 3, 26, 28), atol=1e-5, rtol=0)
+    assert 0.25 < slopes[:, 0, 0, 27].sub(slopes[:, 0, 0, 0]).div(2).std() < 0.35  # from left to right
+    assert 0.25 < slopes[:, 0, 27, 0].sub(slopes[:, 0, 0, 0]).div(2).std() < 0.35
+
+
+def test_neighbours_come_from_the_edges_of_others():
+    torch.manual_seed(0)
+    others = torch.arange(1, 9, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 28, 28)
+    out = neighbours(torch.zeros(2000, 3, 28, 28, dtype=torch.uint8), others)
+    assert out.dtype == torch.uint8 and (out[:, :, :, 8:20] == 0).all() and (out == out[:, :1, :1]).all()
+    rows = out[:, 0, 0]
+    for side in (rows[:, :8], rows[:, 20:].flip(1)):
+        width = (side > 0).sum(1)
+        assert set(width.tolist()) == {0, 3, 4, 5, 6, 7, 8} and 0.45 < (width > 0).float().mean() < 0.55
+        assert all(line[:n].unique().numel() <= 1 for line, n in zip(side, width, strict=True))
+    assert set(rows[:, 0].tolist()) == set(range(9))  # any of the others
+    both = (rows[:, 0] > 0) & (rows[:, 27] > 0)
+    assert 0.2 < both.float().mean() < 0.3 and (rows[both, 0] == rows[both, 27]).all()

@@ -30,8 +30,8 @@ def test_defaults(mode, recipe, changed):
 
 def test_given_values_win_and_are_named_in_the_order_of_the_table():
     completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, balance=False)
-    assert changes_of(settings(target_only=0.0, dropout=0.5)) == ["target_only 0.0", "dropout 0.5"]
-    assert changes_of(completed) == ["no geometry", "adversary", "no balance", "lr 1.0", "lr_schedule constant"]
+    assert changes_of(settings(target_only=0.0, dropout=0.5)) == ["target only 0.0", "dropout 0.5"]
+    assert changes_of(completed) == ["no geometry", "adversary", "no balance", "lr 1.0", "lr schedule constant"]
     assert changes_of(settings("source", intensity=False, lr=1e-3)) == ["no intensity"]
 
 

@@ -254,7 +254,7 @@ def test_result_file(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
         "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"},
-        "changes": ["no geometry", "lr_schedule constant"], "steps": 10, "seconds": 1.5, "val": 0.5,
+        "changes": ["no geometry", "lr schedule constant"], "steps": 10, "seconds": 1.5, "val": 0.5,
         "selected_step": 10, "previews": scores.rows, "oracle": {"step": 5, "val": 0.75}}
 
 

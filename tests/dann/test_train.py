@@ -192,7 +192,7 @@ def test_a_collapse_is_reported_once(train, monkeypatch, capsys):
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # after six steps no prediction would be confident
     assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
-    row = flags.removeprefix("--").replace("no-", "no ").replace("-", "_")
+    row = flags.removeprefix("--").replace("-", " ")
     assert json.loads((out / "result.json").read_text())["changes"] == [row]
 
 
