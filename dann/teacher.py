@@ -4,10 +4,13 @@ Mean teachers are Tarvainen & Valpola 2017 (arXiv:1703.01780), for domain adapta
 (arXiv:1706.05208). As in FixMatch (Sohn et al. 2020, arXiv:2001.07685), the teacher sees the unchanged image and the
 network an augmented one, and only confident predictions become labels.
 
-A teacher that trains on its own labels predicts rare digits ever less often. So its probabilities are divided by their
-mean over the batch: distribution alignment (ReMixMatch, Berthelot et al. 2020, arXiv:1911.09785, sec. 3.1), here
-towards equally many of each digit. The teacher's batch normalisation sees target images only. It uses the statistics
-of the batch in training, and their running average in inference.
+A young teacher that trains on its own labels predicts rare digits ever less often. So its probabilities are divided by
+their mean over the batch: distribution alignment (ReMixMatch, Berthelot et al. 2020, arXiv:1911.09785, sec. 3.1), here
+towards equally many of each digit. The target need not have equally many (one in five street numbers is a 1), so the
+alignment fades over the first half of the training, when the digits have come apart.
+
+The teacher's batch normalisation sees target images only. It uses the statistics of the batch in training, and their
+running average in inference.
 """
 
 import torch
@@ -20,23 +23,27 @@ CONFIDENCE = 0.9  # a digit with a lower probability is not used as a label
 RAREST = 0.001  # below this share, a class prior is too noisy to divide by
 
 
+def balance_at(progress: float) -> float:
+    """Return how strongly to align predictions, from 1 to 0, at a share of the training's steps."""
+    return max(0.0, 1 - 2 * progress)
+
+
 @torch.no_grad()
-def pseudo_labels(teacher: DANN, images: Tensor, balance: bool) -> tuple[Tensor, Tensor]:
+def pseudo_labels(teacher: DANN, images: Tensor, balance: Tensor) -> tuple[Tensor, Tensor]:
     """Return the digits that the teacher predicts, (B,) int64, and whether each is confident, (B,) bool.
 
-    Images are (B, 3, 28, 28) float32 of the target, not augmented. `balance` aligns the predictions with equally many
-    of each digit. The teacher is left with batch normalisation in training mode, which updates running statistics, and
-    without dropout.
+    Images are (B, 3, 28, 28) float32 of the target, not augmented. `balance`, 0-d in 0..1, says how strongly to align
+    the predictions with equally many of each digit. The teacher is left with batch normalisation in training mode,
+    which updates running statistics, and without dropout.
     """
     for module in teacher.modules():
         module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
     return decide(teacher.classifier(teacher.features(images)).float().softmax(1), balance)
 
 
-def decide(probabilities: Tensor, balance: bool) -> tuple[Tensor, Tensor]:
+def decide(probabilities: Tensor, balance: Tensor) -> tuple[Tensor, Tensor]:
     """Return the digits of highest probability in (B, 10), (B,) int64, and whether each is confident, (B,) bool."""
-    if balance:
-        probabilities = probabilities / probabilities.mean(0).clamp(min=RAREST)
-        probabilities = probabilities / probabilities.sum(1, keepdim=True)
+    probabilities = probabilities / probabilities.mean(0).clamp(min=RAREST) ** balance
+    probabilities = probabilities / probabilities.sum(1, keepdim=True)
     probability, digits = probabilities.max(1)
     return digits, probability > CONFIDENCE

@@ -45,7 +45,7 @@ from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, add_select_flag, scored_sets, write_result
 from dann.step import train_step
-from dann.teacher import DECAY, pseudo_labels
+from dann.teacher import DECAY, balance_at, pseudo_labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,14 +103,15 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         scale = scale_range(domain, args.target) if args.geometry else None
         return network_input(images, args.standardise, scale, args.intensity, args.photograph)
 
-    def step_on(coeff: Tensor, index: Tensor, target_index: Tensor | None = None, *, target_only: bool) -> tuple:
+    def step_on(coeff: Tensor, balance: Tensor, index: Tensor, target_index: Tensor | None = None, *,
+                target_only: bool) -> tuple:
         chosen, target_x, pseudo = images[index], None, None
         if target_index is not None:
             clean = target_images[target_index]
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), args.balance)
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), balance)
             if args.neighbours:
                 chosen = neighbours(chosen, clean)
         x = augmented(chosen, domain)
@@ -120,9 +121,11 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     captured = Captured(step_on, device)
     for step in run.steps(diagnose, scores.before_save):
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
-        coeff = torch.full((), grl_coeff(step / args.steps), device=device)
-        metrics, x, target_x = captured(coeff, *(distributed.shard(stream.next()) for stream in streams),
-                                         target_only=step >= (1 - args.target_only) * args.steps)
+        progress = step / args.steps
+        coeff = torch.full((), grl_coeff(progress), device=device)
+        balance = torch.full((), balance_at(progress) if args.balance else 0.0, device=device)
+        metrics, x, target_x = captured(coeff, balance, *(distributed.shard(stream.next()) for stream in streams),
+                                         target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:
             distributed.average_buffers(teacher.module)
