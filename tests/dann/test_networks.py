@@ -123,8 +123,8 @@ def test_the_teacher_uses_statistics_of_the_batch_and_no_dropout():
     assert not pseudo_labels(teacher, images, balance=OFF)[1].any()
 
 
-def test_balance_fades_over_the_first_half():
-    assert [balance_at(progress) for progress in (0, 0.25, 0.5, 0.75)] == [1, 0.5, 0, 0]
+def test_balance_fades():
+    assert [balance_at(progress) for progress in (0, 0.25, 1)] == [1, 0.75, 0]
 
 
 def test_balance_raises_the_share_of_a_rare_digit():
