@@ -1,6 +1,7 @@
 """Recipes: which parts a run is trained with. A flag that is not given takes its value from the recipe.
 
-- `plain` is DANN (Ganin et al. 2016, JMLR 17(59)) with two differences: Adam instead of SGD, and augmented images.
+- `plain` is DANN (Ganin et al. 2016, JMLR 17(59)) with three differences: Adam instead of SGD, a learning rate that
+  falls to 0, and augmented images.
 - `plus` replaces the adversary by a mean teacher (`dann.teacher`), whose confident predictions label target images. It
   ends with target images alone, as DIRT-T (Shu et al. 2018, arXiv:1802.08735) refines a network.
 - None: modes `source` and `target` do not adapt, and otherwise train like `plain`.
@@ -17,12 +18,12 @@ from common.errors import UserError
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
 _COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
            "adversary": False, "teacher": False, "balance": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
-           "lr_schedule": "inverse"}
+           "lr_schedule": "cosine"}
 RECIPES: dict[str | None, dict[str, Any]] = {
     None: _COMMON,
     "plain": _COMMON | {"adversary": True},
     "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "balance": True, "target_only": 0.3,
-                       "dropout": 0.1, "lr": 2e-3, "lr_schedule": "cosine"},
+                       "dropout": 0.1, "lr": 2e-3},
 }
 
 
