@@ -21,10 +21,14 @@ from common.distributed import destroy_process_group, rank, world_size
 from common.errors import UserError
 from common.files import cannot_write, read_json
 from common.lr_schedule import LR_SCHEDULES
+from common.run_folder import read_config
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 # What a resumed run does not take from its args.json. Its number of steps is there, and a device is not a setting.
 OF_THIS_START = {"out", "resume", "epochs", "device", "dry_run", "debug"}
+INSTEAD = {"epochs": "steps", "seeds": "seed"}  # a flag that is given instead of a setting of the run
+NOT_STORED = {"config", "seeds"}  # flags that args.json does not have
+LEADING = {"model", "mode", "recipe"}  # another one has its own defaults for the settings whose default is None here
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -54,7 +58,8 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
             self._complete = True
         settings = super().parse_args(args, Settings())
-        if getattr(settings, "data", "") is None and not getattr(settings, "resume", None):
+        of_a_run = getattr(settings, "resume", None) or getattr(settings, "config", None)
+        if getattr(settings, "data", "") is None and not of_a_run:
             settings.data = default_data()
         settings.defaults = {name: self.get_default(name) for name in vars(settings)}
         return settings
@@ -146,6 +151,16 @@ def given(text: str) -> str:
     return text
 
 
+def ending(suffix: str) -> Callable[[str], Path]:
+    """Return the type of a flag that names a file whose name ends in `suffix`, e.g. ".png"."""
+    def parse(text: str) -> Path:
+        if Path(text).suffix != suffix:
+            raise argparse.ArgumentTypeError(f"got {text}, expected a name that ends in {suffix}")
+        return Path(text)
+
+    return parse
+
+
 positive_int = _number(int, 1, float("inf"), low_open=False)
 non_negative_int = _number(int, 0, 2**32 - 1, low_open=False)
 positive_float = _number(float, 0, float("inf"), low_open=True)
@@ -192,34 +207,48 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
     parser.add_argument("--resume", metavar="auto|PATH", type=given,
                         help="auto: continue from the run folder's checkpoint, if there is one; flags that are not "
                              "given are those of the run")
+    parser.add_argument("--config", metavar="RUN", type=lambda text: Path(given(text)),
+                        help="a new run with the settings of another one: its folder, its args.json, or a released "
+                             "weights/NAME.pt. Flags that are given win; another --model, --mode or --recipe brings "
+                             "its own defaults. Not taken are --out, --device and, from a released file, --data DIR "
+                             "and --precision. A resumed run keeps its own settings")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the settings, time a few steps, and stop, without a run folder")
 
 
 def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Callable[[Settings], Path],
                         folder: Callable[[Settings, Path], Path] = lambda args, out: out) -> Settings:
-    """Parse the flags of a trainer; a resumed run takes those that are not given from its args.json.
+    """Parse the flags of a trainer; those that are not given are those of a resumed run, else those of --config.
 
     `default_out` maps the flags to --out if it is not given, and `folder` maps both to the folder of the (first) run.
     """
     argv = sys.argv[1:] if argv is None else argv
+    typed = {text.split("=")[0][2:].replace("-", "_") for text in argv if text.startswith("--")}
     args = parser.parse_args(argv)
-    defaults = args.defaults
+
+    def parse_after(before: dict[str, Any], source: Path) -> Settings:
+        replaced = {name for flag, name in INSTEAD.items() if flag in typed}
+        stored = [flag for name in vars(args).keys() & before.keys() - OF_THIS_START - replaced
+                  for flag in _as_flags(name, before[name], args.defaults[name])]
+        try:
+            return parser.parse_args([*stored, *argv])
+        except UserError as mistake:  # edited by hand
+            raise UserError(f"{source}: {mistake}") from None
+
+    if args.config:
+        before, source = read_config(args.config, vars(args).keys() - NOT_STORED)
+        if any(before[name] != getattr(args, name) for name in LEADING & typed):
+            before = {name: value for name, value in before.items()
+                      if args.defaults[name] is not None or name == "data"}
+        args = parse_after(before, source)
     resumed = Path(args.resume).parent if args.resume not in (None, "auto") else None
     out = args.out or resumed or default_out(args)
     source = (resumed or folder(args, out)) / "args.json"
     if args.resume and source.exists():
-        before = read_json(source, "the settings of a run")
-        if any(text.startswith("--epochs") for text in argv):  # instead of the steps of the run
-            before.pop("steps", None)
-        stored = [flag for name in vars(args).keys() & before.keys() - OF_THIS_START
-                  for flag in _as_flags(name, before[name], defaults[name])]
-        try:
-            args = parser.parse_args([*stored, *argv])
-        except UserError as mistake:  # edited by hand
-            raise UserError(f"{source}: {mistake}") from None
+        args = parse_after(read_json(source, "the settings of a run"), source)
     args.data = args.data or default_data()
-    args.out, args.defaults = out, defaults
+    args.out = out
+    del args.config  # versions.json has the command
     return args
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from scipy.ndimage import uniform_filter1d
 from torch import Tensor
 
 from common.distributed import average, rank
@@ -89,32 +88,51 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 
 def moving_average(values: Sequence[float]) -> numpy.ndarray:
     """Return (N,) means, each over the nearest tenth of the N values; beyond the ends, values are mirrored."""
+    from scipy.ndimage import uniform_filter1d
+
     return uniform_filter1d(values, 2 * (len(values) // 20) + 1, output=float, mode="mirror")
 
 
-def plot_curves(run_dir: Path, resumes: Sequence[int]) -> None:
-    """Plot every metric of a run over its steps into curves.png: rows as a thin line, their average as a thick one.
+def metric_names(rows: Sequence[dict[str, float]]) -> list[str]:
+    """Return the names of all metrics in a log."""
+    return list(dict.fromkeys(name for row in rows for name in row if name != "step"))
 
-    Dashed lines mark the steps at which the run was resumed.
+
+def plot_curves(run_dir: Path, resumes: Sequence[int]) -> None:
+    """Plot every metric of a run into curves.png; dashed lines mark the steps at which the run was resumed."""
+    rows = read_metrics(run_dir)
+    if names := metric_names(rows):
+        overlay(run_dir / "curves.png", names, [rows], resumes=resumes)
+
+
+def overlay(path: Path, names: Sequence[str], logs: Sequence[list[dict[str, float]]], labels: Sequence[str] = (),
+            resumes: Sequence[int] = ()) -> None:
+    """Plot metrics over the steps: the rows of each log as a thin line, their average as a thick one.
+
+    `labels` name the logs below all panels.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    rows = read_metrics(run_dir)
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
-    if not names:
-        return
     num_columns = min(3, len(names))
-    num_rows = -(-len(names) // num_columns)
-    figure = Figure(figsize=(4 * num_columns, 2.6 * num_rows), layout="constrained")
+    num_rows, legend_rows = (-(-len(items) // num_columns) for items in (names, labels))
+    figure = Figure(figsize=(4 * num_columns, 2.6 * num_rows + 0.2 * legend_rows), layout="constrained")
+    styles = [{"color": f"C{i}", "linestyle": ("-", "--", ":")[i // 10 % 3]} for i in range(len(logs))]  # ten colours
     for i, name in enumerate(names):
         axes = figure.add_subplot(num_rows, num_columns, i + 1)
-        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row), strict=True)
-        axes.plot(steps, values, linewidth=0.5, alpha=0.6)
-        axes.plot(steps, moving_average(values), color="C0", linewidth=1.5)
+        for rows, style in zip(logs, styles, strict=True):
+            steps, values = [[row[key] for row in rows if name in row] for key in ("step", name)]
+            axes.plot(steps, values, linewidth=0.5, alpha=0.6 if len(logs) == 1 else 0.3, **style)
+            axes.plot(steps, moving_average(values), linewidth=1.5, **style)
         for step in resumes:
             axes.axvline(step, color="grey", linewidth=0.5, linestyle="--")
         axes.set_xlabel("optimizer steps", fontsize=8)
         axes.set_ylabel(name, fontsize=8)
         axes.tick_params(labelsize=7)
-    with atomic_path(run_dir / "curves.png") as temporary:
+    if labels:
+        legend = figure.legend([Line2D([], [], **style) for style in styles], labels, fontsize=8, ncols=num_columns,
+                               loc="outside lower center")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name may have a $
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

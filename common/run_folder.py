@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,31 @@ FILES = {"args.json", "versions.json", METRICS, "curves.png", "samples", "last.p
 # Settings that may differ between a run and its continuation. Of those that change the training, starts keep a note.
 NOTED = {"steps", "lr", "g_lr", "d_lr", "precision"}
 FREE = {"out", "resume", "epochs", "log_every", "sample_every", "save_every", "dry_run", "device", "debug", *NOTED}
+
+
+def read_config(path: Path, names: Set[str]) -> tuple[dict[str, Any], Path]:
+    """Return the settings of a run and the file that has them; `path` is its folder, its args.json or a released file.
+
+    A released file may come from another machine: of its settings, precision and data folder are left out.
+
+    Raises UserError if there are no settings, or others than `names`.
+    """
+    if path.suffix == ".pt":
+        source = path.with_name(checkpoint.MANIFEST)
+        entry = read_json(source, "the manifest of a released file; of a run, name the folder").get(path.name)
+        settings = entry.get("args") if isinstance(entry, dict) else None
+        if not isinstance(settings, dict):
+            raise UserError(f"{source} has no settings of {path.name}: name another released file, or a run's folder")
+    else:
+        source = path / "args.json" if path.is_dir() else path
+        settings = read_json(source, "the settings of a run")
+    if other := sorted(settings.keys() ^ names):
+        raise UserError(f"{path} has the settings of another command or version, which differ in "
+                        f"{', '.join(other[:3])}{', ...' * (len(other) > 3)}: type them as flags")
+    if path.suffix == ".pt":
+        of_a_machine = {"precision", *({"data"} if settings["data"] != "builtin" else ())}
+        settings = {name: value for name, value in settings.items() if name not in of_a_machine}
+    return settings, source
 
 
 class RunFolder:

@@ -14,11 +14,9 @@ def draw(panels: Mapping[str, Mapping[tuple[str, str], Cell]], last: tuple[str, 
          domains: Sequence[str], label: str, path: Path) -> None:
     """Write a PNG with one panel per method: one row per source, one column per target, all in one colour scale.
 
-    Args:
-        panels: title -> (source, target) -> cell, at least one; a pair without a cell stays empty.
-        last: title and target -> cell of a method without a source: one more row below the last panel, unless empty.
-        domains: in the order of rows and columns.
-        label: what the numbers are, in percent.
+    `panels` are title -> (source, target) -> cell, at least one; a pair without a cell stays empty. `last` is the title
+    and target -> cell of a method without a source: one more row below the last panel, unless empty. `domains` is the
+    order of rows and columns, and `label` says what the numbers are, in percent.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -48,10 +46,10 @@ def draw(panels: Mapping[str, Mapping[tuple[str, str], Cell]], last: tuple[str, 
             draw_cell(left + targets.index(target), sources.index(source), *cell)
     for y, source in enumerate(sources):
         axis.text(-0.15, y + 0.5, f"{source} →", ha="right", va="center")
-    for target, cell in last[1].items():
-        draw_cell(left + targets.index(target), high - 1, *cell)
     if last[1]:
         axis.text(left - 0.15, high - 0.5, last[0], ha="right", va="center", weight="bold")
+    for target, cell in last[1].items():
+        draw_cell(left + targets.index(target), high - 1, *cell)
     bar = axis.inset_axes((wide + GAP, 0, 0.25, high), transform=axis.transData)
     figure.colorbar(ScalarMappable(cmap=COLOURS), cax=bar, label=label, format=lambda x, _: f"{100 * x:.0f}")
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""The scores of a run: accuracies and validators at every preview, the network to keep, and result.json at the end."""
+"""The scores of a run: accuracies and validators at every preview, the network to keep, and result.json."""
 
 import argparse
 import copy
@@ -13,7 +13,7 @@ from common.cli import Parser
 from common.data.folder import ImageSet, has_split, load_digits
 from common.distributed import max_over_ranks, rank
 from common.errors import UserError
-from common.files import write_json
+from common.files import read_json, write_json
 from dann.networks import DANN
 from dann.predict import predict
 from dann.recipes import changes_of
@@ -33,13 +33,12 @@ def add_select_flag(parser: Parser) -> None:
 
 
 def scored_sets(args: argparse.Namespace, unlabelled: ImageSet | None) -> dict[str, ImageSet]:
-    """Load what is scored: the target's splits val and test, and what the validators look at: "target" and "source".
+    """Load "val" and "test" of the target for accuracies, "target" and "source" for validators.
 
-    Splits without images or labels are left out with a note: the coursework's test split is only a CSV file, and a
-    target need not have labels at all. `unlabelled` are the target's training images; None in mode target, which needs
-    no validator. Of these and of the source's val split, a fixed choice is taken.
+    "target" is a fixed choice from `unlabelled`, the target's training images (None in mode target, which needs no
+    validators), and "source" one from the source's val split. What has no images or labels is left out with a note.
 
-    Raises UserError if --select names a validator that cannot be computed, or another mode than dann.
+    Raises UserError if --select does not go with --mode, or names a validator that cannot be computed.
     """
     if args.select != "last" and args.mode != "dann":
         raise UserError(f"--select {args.select} chooses a step of --mode dann, got --mode {args.mode}: leave it out")
@@ -73,17 +72,12 @@ def best(rows: list[dict[str, float]], name: str) -> dict[str, float]:
 
 
 class Scores:
-    """What is measured at each preview, one row each in the order of steps; and the network to keep.
+    """Score `network`, which is being trained, at each preview, and keep the one that is wanted.
 
-    Args:
-        network: the one to score, on its device; each preview finds other weights in it.
-        sets: as `scored_sets` returns them.
-        standardise: as in `predict`.
-        select: a validator, or "last".
+    `sets` are those of `scored_sets`, `standardise` is as in `predict`, and `select` is a validator or "last".
 
-    Attributes:
-        rows: the step, the accuracy on each split, and each validator, by name.
-        kept: the network whose weights are kept: `network` itself, or a copy from the validator's best preview so far.
+    `rows` has of each preview the step, the accuracy on each split in 0..1, and each validator, by name. `kept` is the
+    network to keep: `network` itself, or a copy, which is as `network` was at the validator's best preview so far.
     """
 
     def __init__(self, network: DANN, sets: dict[str, ImageSet], standardise: bool, select: str) -> None:
@@ -109,32 +103,24 @@ class Scores:
             self._keep()
 
     def before_save(self) -> None:
-        """Let the network to keep follow the training until the first preview."""
+        """Until the first preview, keep the network as it is."""
         if not self.rows:
             self._keep()
 
     def _keep(self) -> None:
-        if self.kept is not self.network:
-            self.kept.load_state_dict(self.network.state_dict())
+        self.kept.load_state_dict(self.network.state_dict())  # which changes nothing if they are the same
 
     def finish(self, step: int) -> None:
-        """Score the network that is kept after `step` updates, unless a preview did.
-
-        The last preview is older if a run is stopped, and its --steps are then set to what was done.
-        """
+        """Score the kept network, unless a preview did: --steps may end a stopped run between two previews."""
         if not self.rows or (self.criterion == "step" and self.rows[-1]["step"] != step):
             self.add(step)
 
     def selected(self) -> dict[str, float]:
-        """Return the row of the network that is kept."""
+        """Return the row of the kept network."""
         return best(self.rows, self.criterion)
 
-    def oracle(self) -> dict[str, float] | None:
-        """Return the row with the best accuracy on val, which only target labels can choose; None without them."""
-        return best(self.rows, "val") if "val" in self.rows[0] else None
-
     def state_dict(self) -> dict:
-        """Return the rows, and the weights of the network to keep if they are not those of the training."""
+        """Return the rows, and the weights of the kept network if it is a copy."""
         return {"rows": self.rows} | ({} if self.kept is self.network else {"kept": self.kept.state_dict()})
 
     def load_state_dict(self, state: dict) -> None:
@@ -146,15 +132,26 @@ class Scores:
 
 def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str:
     """Write result.json of a finished run, with accuracies in 0..1; return those of the kept network as one line."""
-    selected, oracle = scores.selected(), scores.oracle()
-    accuracies = {split: selected[split] for split in SPLITS if split in selected}
+    kept, rows, select = scores.selected(), scores.rows, settings["select"]
+    oracle = best(rows, "val") if "val" in rows[0] else None  # which only target labels can choose
+    accuracies = {split: kept[split] for split in SPLITS if split in kept}
     names = ("data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs")
-    result = {name: settings[name] for name in names}
-    by = [] if settings["select"] == "last" else [f"step by {settings['select']}"]
-    result |= {"changes": [*changes_of(settings), *by], **json.loads((run_dir / "done").read_text()), **accuracies,
-               "selected_step": selected["step"], "previews": scores.rows,
-               "oracle": oracle and {name: oracle[name] for name in ("step", *SPLITS) if name in oracle}}
-    write_json(run_dir / "result.json", result)
-    title = " ".join(filter(None, (f"{result['source']} -> {result['target']}", result["mode"], result["recipe"])))
+    write_json(run_dir / "result.json", {
+        **{name: settings[name] for name in names},
+        "changes": changes_of(settings) + [f"step by {select}"] * (select != "last"),
+        **json.loads((run_dir / "done").read_text()), **accuracies, "selected_step": kept["step"], "previews": rows,
+        "oracle": oracle and {name: oracle[name] for name in ("step", *SPLITS) if name in oracle}})
+    method = " ".join(filter(None, (settings["mode"], settings["recipe"])))
     scored = ", ".join(f"{name} {score:.1%}" for name, score in accuracies.items()) or "without labels"
-    return f"{title}: target {scored}"
+    return f"{settings['source']} -> {settings['target']} {method}: target {scored}"
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """Return result.json and "run_dir"; UserError if the file is missing, of something else, or without scores."""
+    path = run_dir / "result.json"
+    result = read_json(path, "the scores of a run of dann.train, which --resume auto finishes")
+    if not result.keys() >= {"data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "oracle"}:
+        raise UserError(f"{path} does not hold the scores of a run of dann.train: leave it out")
+    if not result.keys() & set(SPLITS):
+        raise UserError(f"{run_dir} has no scores, because its target has no labels: leave it out")
+    return result | {"run_dir": run_dir}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.cli import Parser, add_data_flag, add_device_flags, add_force_flag, positive_int, run_main
+from common.cli import Parser, add_data_flag, add_device_flags, add_force_flag, ending, positive_int, run_main
 from common.data.folder import load_digits
 from common.device import select_device
 from common.errors import UserError
@@ -30,12 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_device_flags(parser, precision=False)
     parser.add_argument("before", metavar="BEFORE.pt", type=Path, help="checkpoint of --mode source")
     parser.add_argument("after", metavar="AFTER.pt", type=Path, help="checkpoint of --mode dann for the same domains")
-    parser.add_argument("--out", metavar="PNG", type=Path, required=True)
+    parser.add_argument("--out", metavar="PNG", type=ending(".png"), required=True)
     parser.add_argument("--points", metavar="N", type=positive_int, default=2000, help="images per domain, at most")
     add_force_flag(parser)
     args = parser.parse_args(argv)
-    if args.out.suffix != ".png":
-        parser.error(f"--out: got {args.out}, expected a name that ends in .png")
     require_new(args.force, args.out)
     return args
 

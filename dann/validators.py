@@ -1,26 +1,24 @@
 """Validators: criteria that judge a network for the target without the target's labels. Higher is better for all.
 
-None is right everywhere (Musgrave et al. 2022, "Three new validators and a large-scale benchmark ranking for
-unsupervised domain adaptation", arXiv:2208.07360). What each assumes, and when it misleads:
+None is always right (Musgrave et al. 2022, "Three new validators and a large-scale benchmark ranking for unsupervised
+domain adaptation", arXiv:2208.07360). What each assumes, and when it misleads:
 
-- `source`: accuracy on held-out source digits. It assumes that what helps there helps on the target, and says nothing
-  of adaptation itself: a network that never saw the target may score best.
-- `entropy`: minus the mean entropy of the target predictions, in nats. It assumes that confident predictions are right,
-  and is highest for a network that calls every image the same digit.
+- `source`: accuracy on held-out source digits. What helps there should help on the target, but a network that never saw
+  the target may score best.
+- `entropy`: minus the mean entropy of the target predictions, in nats. Confident predictions should be right; it is
+  highest for a network that calls every image the same digit.
 - `information`: the entropy of the mean prediction minus the mean entropy (Shi & Sha 2012, arXiv:1206.6438; Liang et
   al. 2020, SHOT, arXiv:2002.08546). It also asks for equally many of each digit, which the target may not have, and
   cannot see that two digits are exchanged.
 - `bnm`: the nuclear norm of the prediction matrix, as a share of its bound (Cui et al. 2020, batch nuclear-norm
-  maximisation, arXiv:2003.12237). It assumes and misses the same; a rare digit weighs more.
+  maximisation, arXiv:2003.12237). Like `information`, but a rare digit weighs more.
 - `snd`: soft neighbourhood density (Saito et al. 2021, "Tune it the right way", arXiv:2108.10860): the entropy of each
-  image's similarities to all others. It assumes that images of one digit have equal predictions, and is highest if all
-  images have.
-- `dev`: minus the risk of deep embedded validation (You et al. 2019, ICML): the loss on source digits, which weigh more
-  if they look like target ones. It assumes that the domains overlap in feature space. Where they do not, few digits
-  have all the weight, and it is noise.
+  image's similarities to all others. Images of one digit should have equal predictions; it is highest if all have.
+- `dev`: minus the risk of deep embedded validation (You et al. 2019, ICML): the loss on source digits, of which those
+  that look like target ones weigh more. Where the domains do not overlap, few digits have all the weight: it is noise.
 - `class-ami`: the adjusted mutual information between clusters of the target's features and the predicted digits
-  (Musgrave et al. 2022). It assumes that digits form clusters, and cannot see which digit a cluster is called. It is 1
-  too if all features are equal.
+  (Musgrave et al. 2022). Digits should form clusters; what a cluster is called does not count, and if all features are
+  equal it is 1 too.
 """
 
 from dataclasses import dataclass
@@ -35,7 +33,7 @@ PENALTY = 1e3  # of dev's domain classifier, L2: 768 features would separate any
 
 @dataclass(frozen=True)
 class Outputs:
-    """What validators see of a network, on the CPU: N images of the target and M of the source, which may be missing.
+    """What validators see of a network, on the CPU: N images of the target and, perhaps, M of the source.
 
     `*_features` are (N or M, 768) float32, `*_probabilities` (N or M, 10) float32, and `source_labels` (M,) int64.
     """
@@ -121,10 +119,7 @@ OF_SOURCE = ("source", "dev")  # those that need source digits
 
 
 def judge(outputs: Outputs) -> dict[str, float]:
-    """Return the value of every validator by name, without those that need source digits where there are none.
-
-    The same outputs always get the same values, and no random number of a training is drawn.
-    """
+    """Return the value of every validator that can be computed, by name; no random number of a training is drawn."""
     return {name: round(validator(outputs), 5) for name, validator in VALIDATORS.items()
             if outputs.source_labels is not None or name not in OF_SOURCE}
 

@@ -46,10 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="(default: the released network that is not distilled)")
     parser.add_argument("--domain", default="mnistm", help="real digits to compare with")
     parser.add_argument("--per-digit", metavar="N", type=cli.positive_int, default=100, help="images per digit")
-    parser.add_argument("--out", metavar="PATH.json", type=Path)
+    parser.add_argument("--out", metavar="PATH.json", type=cli.ending(".json"))
     args = parser.parse_args(argv)
-    if args.out is not None and args.out.suffix != ".json":
-        parser.error(f"--out: got {args.out}, expected a name that ends in .json")
     if args.out is not None and (args.force or not args.out.exists()):  # else what stands beside it is its own
         require_new(args.force, args.out, *map(args.out.with_suffix, (".md", ".png")))
     args.settings = {text: read_setting(text) for text in args.settings}

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.cli import Parser, add_device_flags, add_force_flag, run_main
+from common.cli import Parser, add_device_flags, add_force_flag, ending, run_main
 from common.device import describe_machine, peak_memory, select_device, select_dtype, synchronize
 from common.files import atomic_path, require_new, write_json, write_text
 from common.tables import markdown
@@ -259,11 +259,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add_device_flags(parser)
     parser.add_argument("--quick", action="store_true", help="one short round")
-    parser.add_argument("--out", metavar="JSON", type=Path, default=Path("runs", "benchmark.json"))
+    parser.add_argument("--out", metavar="JSON", type=ending(".json"), default=Path("runs", "benchmark.json"))
     add_force_flag(parser)
     args = parser.parse_args(argv)
-    if args.out.suffix != ".json":
-        parser.error(f"--out: got {args.out}, expected a name that ends in .json")
     require_new(args.force, *(args.out.with_suffix(suffix) for suffix in (".json", ".md", ".png")))
     return args
 

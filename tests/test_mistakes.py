@@ -56,6 +56,7 @@ COMMANDS = {  # each works as it stands
     "dann.tsne": "source.pt dann.pt --data hw2_data --out tsne.png --device cpu",
     "common.prepare": "--raw raw --out made",
     "common.release": "run-a released.pt",
+    "common.compare": "run-a run-b --out curves.png",
 }
 
 
@@ -115,6 +116,7 @@ def world(tmp_path_factory):
         for file, content in (("result.json", result), ("args.json", {"seed": seed, "steps": 2}), ("versions.json", {}),
                               ("done", {"steps": 2, "seconds": 1.0})):
             (root / name / file).write_text(json.dumps(content))
+        (root / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
         shutil.copy(root / "dann.pt", root / name / "last.pt")
     write_raw(root / "raw")
     return root
@@ -252,6 +254,18 @@ CASES = [
         ("resume-foreign", put("foreign.pt", "text"), "--resume foreign.pt", "foreign.pt is not a checkpoint"),
         ("resume-another-kind", rewrite("gan.pt", kind="else"), "--resume gan.pt", "got a checkpoint of else"),
     )],
+    *[(f"config-{what}", module, change, flags, said)
+      for module in ("gan.train", "diffusion.train", "diffusion.distill", "dann.train")
+      for what, change, flags, said in (
+        ("missing", nothing, "--config nowhere", "cannot read nowhere (No such file"),
+        ("empty-name", nothing, "--config=", "--config: got an empty name"),
+        ("damaged", put("run-a/args.json", "{"), "--config run-a", "run-a/args.json (damaged)"),
+        ("list", put("run-a/args.json", "[]"), "--config run-a/args.json", "run-a/args.json (damaged)"),
+        ("of-another-command", nothing, "--config run-a", "run-a has the settings of another command or version"),
+        ("no-manifest", nothing, "--config dann.pt", "cannot read manifest.json (No such file"),
+        ("manifest-foreign", put("manifest.json", '{"dann.pt": 1}'), "--config dann.pt", "no settings of dann.pt"),
+        ("not-released", put("manifest.json", "{}"), "--config dann.pt", "manifest.json has no settings of dann.pt"),
+    )],
     *[(f"resume-released-{task}", f"{task}.train", nothing, f"--resume {task}.pt", "released file")
       for task in ("gan", "diffusion", "dann")],
     *[(f"face-{what}", "gan.train", broken(IMAGE), "", IMAGE) for what, broken in BROKEN.items()],
@@ -337,7 +351,8 @@ CASES = [
         *[(f"{task}.evaluate", f"--{flag} {name}", name) for task in ("gan", "diffusion")
           for flag, name in (("out", "scores.json"), ("neighbours", "near.png"))],
         ("diffusion.compare", "", "samplers.md"), ("diffusion.compare", "", "samplers.png"),
-        ("dann.evaluate", "", "table.md"), ("dann.evaluate", "", "table.json"), ("dann.tsne", "", "tsne.png"))],
+        ("dann.evaluate", "", "table.md"), ("dann.evaluate", "", "table.json"), ("dann.tsne", "", "tsne.png"),
+        ("common.compare", "", "curves.png"))],
     ("one-file-for-two", "gan.evaluate", nothing, "--out a.png --neighbours a.png", "a.png is named for two"),
     ("one-file-for-two", "diffusion.evaluate", nothing, "--out a --neighbours a", "a is named for two outputs"),
     ("over-its-classifier", "diffusion.evaluate", nothing, "--out classifier.pt --force", "is named for two outputs"),
@@ -386,6 +401,13 @@ CASES = [
     ("release-manifest-damaged", "common.release", put("manifest.json", "[]"), "", "expected a manifest"),
     ("release-of-another-step", "common.release", put("run-a/done", '{"steps": 3, "seconds": 1}'), "",
      "run-a is not finished: its checkpoint is of step 2 of 2"),
+    ("curves-of-no-run", "common.compare", remove("run-b/args.json"), "", "cannot read run-b/args.json (No such file"),
+    ("curves-damaged", "common.compare", put("run-b/args.json", "["), "", "run-b/args.json (damaged)"),
+    ("curves-none", "common.compare", remove("run-b/metrics.jsonl"), "", "run-b/metrics.jsonl has no metrics"),
+    ("curves-of-other-metrics", "common.compare", put("run-b/metrics.jsonl", '{"step": 1, "lr": 1}\n'), "",
+     "run-a has no metric of another run here"),
+    ("curves-name", "common.compare", nothing, "--out curves.jpg", "--out: got curves.jpg, expected a name that ends"),
+    ("curves-over-a-folder", "common.compare", lambda: Path("curves.png").mkdir(), "--force", "curves.png is a folder"),
     ("release-checkpoint", "common.release", cut("run-a/last.pt"), "", "last.pt is not a checkpoint"),
 ]
 
@@ -478,6 +500,7 @@ FULL = [
     ("diffusion.evaluate", "--classifier new.pt --out scores.json", "scores.json", 1),
     ("dann.evaluate", "", "table.md", 1), ("dann.evaluate", "", "table.json", 1), ("dann.tsne", "", "tsne.png", 1),
     ("common.release", "", "released.pt", 1), ("common.release", "", "manifest.json", 1),
+    ("common.compare", "", "curves.png", 1),
     ("common.prepare", "", "mnist/data", 7), ("common.prepare", "", "mnist/val.csv", 1),
 ]
 

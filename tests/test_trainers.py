@@ -88,6 +88,12 @@ def test_resume_needs_no_other_flag(task, tmp_path):
     assert after == before | {"resume": "auto", "steps": 7}
 
 
+@pytest.mark.parametrize("task", FLAGS)
+def test_a_run_with_the_settings_of_another_is_the_same_run(task, whole, tmp_path):
+    MODULES[task].main(["--config", str(whole(task)), "--out", str(tmp_path / "run"), "--device", "cpu"])
+    assert result(tmp_path / "run") == result(whole(task))
+
+
 # Measured over four seeds: losses of three steps agree to 0.01 (DANN, whose batches of four are normalised: 0.06),
 # gradients of the first to 0.20, 0.19, 0.03 and 0.27 of their length.
 PRECISE = {"dcgan": ("gan", "", 0.03, 0.4), "sagan": ("gan", "--model sagan", 0.03, 0.4),

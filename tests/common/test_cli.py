@@ -56,7 +56,7 @@ def test_training_flags_and_their_defaults():
     assert vars(args) == {
         "data": "x", "device": "auto", "precision": "auto", "out": None, "steps": 100, "epochs": None,
         "batch_size": 8, "lr_schedule": "linear", "seed": 0, "log_every": 50, "sample_every": 1000,
-        "save_every": 1000, "resume": None, "dry_run": False, "debug": False}
+        "save_every": 1000, "resume": None, "config": None, "dry_run": False, "debug": False}
 
 
 @pytest.mark.parametrize("argv", [["--batch", "3"], ["--step", "3"], ["--nonsense"], ["stray"], ["--seed"],

@@ -9,7 +9,8 @@ from torch.nn.functional import one_hot
 
 from common.errors import UserError
 from dann import evaluate
-from dann.evaluate import build_table, main, map_table, read_results, to_markdown
+from dann.evaluate import build_table, main, map_table, to_markdown
+from dann.scoring import read_result
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_table(runs, tmp_path, capsys):
     assert cells["DANN", "mnistm -> usps"]["seeds"] == [0, 1]
     assert cells["DANN", "mnistm -> usps"]["steps"] == 10
     assert cells["DANN", "mnistm -> usps"]["val"] == pytest.approx({"mean": 0.91, "std": 0.02 / 2 ** 0.5})
-    assert cells["trained on target", "usps"]["test"] == {"mean": 0.97, "std": None}
+    assert cells["trained on target", "mnistm -> usps"]["test"] == {"mean": 0.97, "std": None}
 
 
 def test_every_length_is_told(runs, capsys):
@@ -99,7 +100,7 @@ def test_a_run_of_mode_target_belongs_to_its_target(runs, capsys):
 def test_embedded_domains_are_the_same_in_every_folder(runs):
     paths = [runs("a", "dann", data="builtin"), runs("b", "dann", 1, source="builtin-mnistm", target="builtin-usps"),
              runs("c", "target", data="builtin", target="builtin-svhn")]
-    cells = build_table(read_results(list(map(Path, paths))))
+    cells = build_table([read_result(Path(path)) for path in paths])
     assert [(cell["column"], cell["seeds"]) for cell in cells] == [("builtin-mnistm -> builtin-usps", [0, 1]),
                                                                    ("builtin-svhn", [0])]
 
@@ -117,7 +118,7 @@ def map_runs(runs):
 
 
 def test_map_as_a_table(map_runs):
-    cells = build_table(read_results(list(map(Path, map_runs))))
+    cells = build_table([read_result(Path(path)) for path in map_runs])
     assert map_table(cells) == """\
 | accuracy on test, %, 10 steps | trained on source | DANN | plus | trained on target |
 | --- | --- | --- | --- | --- |
