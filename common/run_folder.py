@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.files import lock_folder, read_json, write_json, write_text
 from common.metrics_log import METRICS, read_metrics
 
-RESULTS = {"done", "result.json"}  # of a finished run; the second is DANN's
+RESULTS = {"done", "result.json", "previews.json"}  # of a finished run; all but the first are DANN's
 FILES = {"args.json", "versions.json", METRICS, "curves.png", "samples", "last.pt", *RESULTS}
 # Settings that may differ between a run and its continuation. Of those that change the training, starts keep a note.
 NOTED = {"steps", "lr", "g_lr", "d_lr", "precision"}

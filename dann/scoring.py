@@ -1,4 +1,4 @@
-"""The scores of a run: accuracies and validators at every preview, the network to keep, and result.json."""
+"""The scores of a run: accuracies and validators at every preview, the network to keep, and the files of results."""
 
 import argparse
 import copy
@@ -131,7 +131,10 @@ class Scores:
 
 
 def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str:
-    """Write result.json of a finished run, with accuracies in 0..1; return those of the kept network as one line."""
+    """Write the scores of a finished run, with accuracies in 0..1; return those of the kept network as one line.
+
+    result.json is about the kept network, previews.json about all previews.
+    """
     kept, rows, select = scores.selected(), scores.rows, settings["select"]
     oracle = best(rows, "val") if "val" in rows[0] else None  # which only target labels can choose
     accuracies = {split: kept[split] for split in SPLITS if split in kept}
@@ -139,8 +142,9 @@ def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str
     write_json(run_dir / "result.json", {
         **{name: settings[name] for name in names},
         "changes": changes_of(settings) + [f"step by {select}"] * (select != "last"),
-        **json.loads((run_dir / "done").read_text()), **accuracies, "selected_step": kept["step"], "previews": rows,
+        **json.loads((run_dir / "done").read_text()), **accuracies, "selected_step": kept["step"],
         "oracle": oracle and {name: oracle[name] for name in ("step", *SPLITS) if name in oracle}})
+    write_json(run_dir / "previews.json", {"previews": rows})
     method = " ".join(filter(None, (settings["mode"], settings["recipe"])))
     scored = ", ".join(f"{name} {score:.1%}" for name, score in accuracies.items()) or "without labels"
     return f"{settings['source']} -> {settings['target']} {method}: target {scored}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from common.cli import Parser, run_main
 from common.errors import UserError
+from common.files import read_json
 from common.tables import markdown, publish
 from dann.evaluate import column_of, parse_runs
 from dann.scoring import best, read_result
@@ -26,14 +27,12 @@ CRITERIA = {"last step": "step"} | {name: name for name in VALIDATORS} | {"oracl
 
 
 def read_runs(run_dirs: list[Path]) -> list[dict]:
-    """Return the result of each run but those of mode target; UserError if none is left, or if one has no previews."""
+    """Return result and "previews" of each run but those of mode target; UserError if none is left, or lacks a file."""
     runs = [run for run in map(read_result, run_dirs) if run["mode"] != "target"]
     if not runs:
         raise UserError("runs of mode target have no checkpoints to choose from: name others")
-    for run in runs:
-        if not run.get("previews"):
-            raise UserError(f"{run['run_dir']} has no previews, because an earlier version made it: train it again")
-    return runs
+    what = "the previews of a run of dann.train, which earlier versions did not write"
+    return [run | read_json(run["run_dir"] / "previews.json", what) for run in runs]
 
 
 def compare(runs: list[dict]) -> dict[str, dict]:

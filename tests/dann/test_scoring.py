@@ -22,6 +22,10 @@ from tests.trainers import same
 CPU = torch.device("cpu")
 
 
+def previews_of(run_dir):
+    return json.loads((run_dir / "previews.json").read_text())["previews"]
+
+
 @pytest.fixture
 def sets(data):
     """Return the function that loads what is scored."""
@@ -110,15 +114,17 @@ def test_validators_see_held_out_source_digits_and_unlabelled_target_images(data
 
 
 @pytest.mark.parametrize("mode, validators", [("source", list(VALIDATORS)), ("dann", list(VALIDATORS)), ("target", [])])
-def test_every_preview_has_a_row_in_the_result(mode, validators, train):
-    result = json.loads((train("run", "--mode", mode, "--sample-every", "4") / "result.json").read_text())
-    assert [row["step"] for row in result["previews"]] == [4, 6] and result["selected_step"] == 6
-    assert all(list(row) == ["step", "val", "test", *validators] for row in result["previews"])
+def test_every_preview_has_a_row(mode, validators, train):
+    out = train("run", "--mode", mode, "--sample-every", "4")
+    previews = previews_of(out)
+    assert [row["step"] for row in previews] == [4, 6]
+    assert json.loads((out / "result.json").read_text())["selected_step"] == 6
+    assert all(list(row) == ["step", "val", "test", *validators] for row in previews)
 
 
 def test_a_source_without_val_leaves_two_validators_out(without_source_val, train, caplog):
     out = train("run", "--data", str(without_source_val))
-    row = json.loads((out / "result.json").read_text())["previews"][0]
+    row = previews_of(out)[0]
     assert list(row) == ["step", "val", "test", "entropy", "information", "bnm", "snd", "class-ami"]
     assert "no validators source and dev: mnistm has no val images with labels" in caplog.text
 
@@ -206,7 +212,7 @@ def test_a_selected_run_keeps_its_step_also_through_a_stop(recipe, train, stoppe
     assert same(weights(out), weights(out.with_name("four")))
     result = json.loads((out / "result.json").read_text())
     assert (result["selected_step"], result["steps"], result["changes"]) == (4, 6, ["step by snd"])
-    row = result["previews"][1]
+    row = previews_of(out)[1]
     assert row["step"] == 4 and (result["val"], result["test"]) == (row["val"], row["test"])
     for step in (0, 2, 4):  # before the first preview, and after the chosen one
         judged(*(0.1, 0.7, 0.3)[:(step + 1) // 2])
@@ -214,7 +220,7 @@ def test_a_selected_run_keeps_its_step_also_through_a_stop(recipe, train, stoppe
         judged(*(0.1, 0.7, 0.3)[(step + 1) // 2:])
         broken = train(f"broken{step}", *flags, "--select", "snd", "--resume", "auto")
         again = json.loads((broken / "result.json").read_text())
-        assert again | {"seconds": 0} == result | {"seconds": 0}
+        assert again | {"seconds": 0} == result | {"seconds": 0} and previews_of(broken) == previews_of(out)
         assert same(weights(broken), weights(out))
         contents = [torch.load(folder / "last.pt", weights_only=True)["parts"] for folder in (broken, out)]
         assert same(*contents)
@@ -226,7 +232,7 @@ def test_a_run_that_is_stopped_before_its_first_preview_keeps_the_network_of_its
     out = train("run", "--select", "snd", "--steps", "2", "--resume", "auto")
     assert same(weights(out), weights(out.with_name("last")))
     result = json.loads((out / "result.json").read_text())
-    assert (result["selected_step"], result["steps"], len(result["previews"])) == (2, 2, 1)
+    assert (result["selected_step"], result["steps"], len(previews_of(out))) == (2, 2, 1)
 
 
 def test_the_oracle_is_the_best_preview_and_the_result_the_last(train, monkeypatch):
@@ -251,11 +257,12 @@ def test_result_file(tmp_path):
                 "balance": False, "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu",
                 "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"}, "select": "last"}
     assert write_result(tmp_path, settings, scores) == "mnistm -> usps dann plain: target val 50.0%"
+    assert previews_of(tmp_path) == scores.rows
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
         "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"},
         "changes": ["no geometry", "lr schedule constant"], "steps": 10, "seconds": 1.5, "val": 0.5,
-        "selected_step": 10, "previews": scores.rows, "oracle": {"step": 5, "val": 0.75}}
+        "selected_step": 10, "oracle": {"step": 5, "val": 0.75}}
 
 
 def test_a_test_split_without_images_is_left_out(data, train, tmp_path, caplog):

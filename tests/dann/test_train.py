@@ -74,10 +74,10 @@ def test_run_folder(train, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
     result = json.loads((out / "result.json").read_text())
     assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs",
-                            "changes", "steps", "seconds", "val", "test", "selected_step", "previews", "oracle"]
+                            "changes", "steps", "seconds", "val", "test", "selected_step", "oracle"]
     assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
     assert {p.name for p in out.iterdir()} == {".lock", "args.json", "versions.json", "metrics.jsonl", "done",
-                                              "last.pt", "samples", "result.json"}
+                                              "last.pt", "samples", "result.json", "previews.json"}
     assert sorted(p.name for p in (out / "samples").iterdir()) == ["0000003.png", "0000006.png"]
     rows = read_metrics(out)
     assert list(rows[0]) == ["step", "class_loss", "domain_loss", "pseudo_loss", "domain_accuracy",

@@ -1,6 +1,7 @@
 """The comparison of validators: both tables by hand, from real runs, and mistakes in one line."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,9 @@ def runs(tmp_path):
                     | {name: values.get(name, val)[i] for name in VALIDATORS if name not in without}
                     for i in range(len(val))]
         result = {"data": "hw2_data", "source": "mnistm", "target": target, "mode": mode, "recipe": None, "changes": [],
-                  "seed": 0, "steps": 10, "oracle": None, "val": 0.5, "previews": previews}
+                  "seed": 0, "steps": 10, "oracle": None, "val": 0.5}
         (tmp_path / name).mkdir()
+        (tmp_path / name / "previews.json").write_text(json.dumps({"previews": previews}))
         (tmp_path / name / "result.json").write_text(json.dumps(result))
         return str(tmp_path / name)
 
@@ -99,10 +101,11 @@ def test_real_runs(train, capsys):
 
 
 def test_mistakes(runs, tmp_path):
-    good = runs("a", [0.5, 0.6])
+    good, earlier = runs("a", [0.5, 0.6]), runs("none", [0.5])
+    Path(earlier, "previews.json").unlink()
     for path, expected in ((tmp_path, "expected the scores of a run"),
                            (runs("one", [0.5], target="svhn"), "mnistm -> svhn has one checkpoint, expected at least"),
-                           (runs("none", []), "none has no previews, because an earlier version made it: train it")):
+                           (earlier, "previews.json .* earlier versions did not write")):
         with pytest.raises(UserError, match=expected):
             main([good, str(path)])
     with pytest.raises(UserError, match=r"\.md"):
@@ -113,7 +116,7 @@ def test_mistakes(runs, tmp_path):
 
 def test_a_target_without_labels_has_no_scores(runs, tmp_path):
     good, path = runs("a", [0.5, 0.6]), tmp_path / "a" / "result.json"
-    result = json.loads(path.read_text()) | {"previews": [{"step": 10, "snd": 1.0}]}
+    result = json.loads(path.read_text()) 
     del result["val"]
     path.write_text(json.dumps(result))
     with pytest.raises(UserError, match="a has no scores, because its target has no labels: leave it out"):
