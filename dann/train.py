@@ -45,7 +45,7 @@ from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, add_select_flag, scored_sets, write_result
 from dann.step import train_step
-from dann.teacher import DECAY, balance_at, pseudo_labels
+from dann.teacher import DECAY, Balance, balance_at, pseudo_labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -91,11 +91,12 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     torch.manual_seed(seed)
     model = place(DANN(args.dropout), device)
     optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
-    teacher = EMA(model, DECAY) if args.teacher else None
+    teacher, balance = (EMA(model, DECAY), Balance().to(device)) if args.teacher else (None, None)
     scores = Scores(model if teacher is None else teacher.module, scored, args.standardise, args.select)
     # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
     streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
-    parts = {"model": model, "optimizer": optimizer, "scores": scores} | ({"teacher": teacher} if teacher else {})
+    parts = {"model": model, "optimizer": optimizer, "scores": scores}
+    parts |= {"teacher": teacher, "balance": balance} if teacher else {}
     parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
     run = Run(out, KIND, settings, model_args_of(settings), parts, weights=scores.kept, inputs=inputs)
 
@@ -103,7 +104,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         scale = scale_range(domain, args.target) if args.geometry else None
         return network_input(images, args.standardise, scale, args.intensity, args.photograph)
 
-    def step_on(coeff: Tensor, balance: Tensor, index: Tensor, target_index: Tensor | None = None, *,
+    def step_on(coeff: Tensor, strength: Tensor, index: Tensor, target_index: Tensor | None = None, *,
                 target_only: bool) -> tuple:
         chosen, target_x, pseudo = images[index], None, None
         if target_index is not None:
@@ -111,7 +112,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), balance)
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), balance, strength)
             if args.neighbours:
                 chosen = neighbours(chosen, clean)
         x = augmented(chosen, domain)
@@ -123,12 +124,13 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         progress = step / args.steps
         coeff = torch.full((), grl_coeff(progress), device=device)
-        balance = torch.full((), balance_at(progress) if args.balance else 0.0, device=device)
-        metrics, x, target_x = captured(coeff, balance, *(distributed.shard(stream.next()) for stream in streams),
+        strength = torch.full((), balance_at(progress) if args.balance else 0.0, device=device)
+        metrics, x, target_x = captured(coeff, strength, *(distributed.shard(stream.next()) for stream in streams),
                                          target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:
             distributed.average_buffers(teacher.module)
+            distributed.average_buffers(balance)
             teacher.update(model)
         if run.due(args.sample_every):
             scores.add(step + 1)

@@ -115,7 +115,7 @@ def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, m
 
 
 def test_checkpoint_parts_and_no_random_states(train):
-    for mode, names in (("source", set()), ("plus", {"target_batches", "teacher"})):
+    for mode, names in (("source", set()), ("plus", {"target_batches", "teacher", "balance"})):
         content = torch.load(train(mode, *MODES[mode]) / "last.pt", weights_only=True)
         assert content["parts"].keys() == {"model", "optimizer", "batches", "scores"} | names
         assert "rng" not in content
@@ -191,6 +191,7 @@ def test_a_collapse_is_reported_once(train, monkeypatch, capsys):
                                    "--dropout 0.5", "--lr 0.01", "--lr-schedule constant"])
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # after six steps no prediction would be confident
+    monkeypatch.setattr("dann.teacher.MOMENTUM", 1.0)  # nor the mean of them far from equal shares
     assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
     row = flags.removeprefix("--").replace("-", " ")
     assert json.loads((out / "result.json").read_text())["changes"] == [row]
