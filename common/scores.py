@@ -1,9 +1,10 @@
-"""Scores of generated images: distances between sets of features, and nearest neighbours in the training set."""
+"""Scores of generated images: comparisons of sets of features, and nearest neighbours in the training set."""
 
 import numpy as np
 
 NEIGHBOURS = 50  # as in Carlini et al. 2023
 SHOWN = 7  # neighbours per row of a picture
+K = 5  # as in Naeem et al. 2020
 ENOUGH = 100  # images
 
 
@@ -43,6 +44,39 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
     # sum over i, j of |a_i - a_j|^2 = 2 N sum |a_i - mean|^2, over N (N - 1) ordered pairs
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     return float(np.sqrt(2 * np.square(centred).sum() / (len(features) - 1)))
+
+
+def fidelity_and_diversity(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Compare two sets of features by balls: one around each vector, up to its k-th nearest neighbour in its own set.
+
+    k is 5, or one less than there are vectors. All four scores depend on the numbers of vectors: compare sets of equal
+    size, and quote beside them two sets of real images.
+
+    Args:
+        fake, real: (N, D) and (M, D) of any number type, N, M >= 2.
+
+    Returns:
+        precision: share of fake vectors in the ball of a real one, 0..1; bad images lower it.
+        recall: share of real vectors in the ball of a fake one, 0..1; missing kinds of images lower it (both by
+            Kynkaanniemi et al. 2019, arXiv:1904.06991, sec. 2).
+        density: number of real balls around a fake vector, over k, on average: 0..M/k, near 1 for equal distributions.
+            Like precision, but the wide ball of an odd real image counts for little.
+        coverage: share of real balls with a fake vector in them, 0..1. Like recall, but odd fake images do not raise it
+            (both by Naeem et al. 2020, arXiv:2002.09797, sec. 3).
+
+    Raises:
+        ValueError: other shapes, or fewer than two vectors.
+    """
+    from scipy.spatial.distance import cdist  # copies are at distance 0 exactly, where `nearest` rounds
+
+    if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1] or min(len(fake), len(real)) < 2:
+        raise ValueError(f"features: got {fake.shape} and {real.shape}, expected (N, D) and (M, D) with N, M >= 2")
+    k = min(K, len(fake) - 1, len(real) - 1)
+    fake_radii, real_radii = (np.partition(cdist(x, x), k)[:, k] for x in (fake, real))  # [:, 0]: to the vector itself
+    distances = cdist(real, fake)
+    in_real, in_fake = distances <= real_radii[:, None], distances <= fake_radii
+    return {"precision": float(in_real.any(0).mean()), "recall": float(in_fake.any(1).mean()),
+            "density": float(in_real.sum(0).mean() / k), "coverage": float(in_real.any(1).mean())}
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

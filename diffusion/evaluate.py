@@ -4,8 +4,10 @@
 
 The scores are the accuracy of a classifier (trained once on real digits, then stored), the Frechet distance of its
 features, and the variety among images of one digit. Values of real digits are printed beside them. Accuracy alone
-would reward one perfect 3 repeated a hundred times. None of the three detects copies of training digits, so the nearest
-training digits are searched too (Carlini et al. 2023, arXiv:2301.13188); `--neighbours` shows them.
+would reward one perfect 3 repeated a hundred times. A poor distance may mean bad digits, which lower precision and
+density, or missing ones, which lower recall and coverage (see common.scores). None of these detects copies of training
+digits, so the nearest training digits are searched too (Carlini et al. 2023, arXiv:2301.13188); `--neighbours` shows
+them. `--cas` asks whether a classifier can learn from the images (Ravuri & Vinyals 2019, arXiv:1905.10887).
 """
 
 import argparse
@@ -21,8 +23,13 @@ from common.device import select_device, select_dtype
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import DIGIT_SIZE, grid, save_picture
-from common.scores import few, frechet_distance, mean_pairwise_distance, memorisation
-from diffusion.classifier import load_or_train, predict, read_real
+from common.scores import few, fidelity_and_diversity, frechet_distance, mean_pairwise_distance, memorisation
+from diffusion.classifier import classification_accuracy, load_or_train, predict, read_real
+
+ENOUGH_FOR_CAS = 1000  # digits to train on
+MEANING = {"precision": "bad digits lower it", "recall": "missing kinds of digits lower it",
+           "density": "as precision, but odd real digits hardly matter",
+           "coverage": "as recall, but odd generated digits do not raise it"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,6 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--domain", default="mnistm", help="real digits to compare with")
     parser.add_argument("--classifier", metavar="PATH", type=Path,
                         help="where the classifier is stored (default: a name under runs/)")
+    parser.add_argument("--cas", action="store_true",
+                        help="also train a classifier on the images, and one on as many real digits")
     parser.add_argument("--neighbours", metavar="PNG", type=Path,
                         help="write a picture: the ten images closest to a training digit, beside their nearest ones")
     parser.add_argument("--out", metavar="JSON", type=Path, help="also write the scores to this file")
@@ -60,7 +69,7 @@ def variety(features: np.ndarray, labels: np.ndarray) -> dict[int, float]:
 
 def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
           real: np.ndarray, real_labels: np.ndarray) -> dict:
-    """Return all scores but those of memorisation.
+    """Return all scores of features: those of memorisation and `--cas` need images.
 
     Args:
         fake, real: classifier features of generated images (N, D), and of real ones (M, D); UserError for too few.
@@ -68,7 +77,8 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
         real_labels: (M,) the digits of the real images.
     """
     # Real against real: per digit, the first set has as many images as `fake`, at most half; the second has the rest.
-    order = np.random.default_rng(0).permutation(len(real))
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(real))
     first, second = [], []
     for digit in range(10):
         own = order[real_labels[order] == digit]
@@ -77,6 +87,8 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
         second.extend(own[count:])
     if len(first) < 2 or len(fake) < 2:
         raise UserError(f"got {len(fake)} generated and {len(real)} real images, expected at least 2, and 2 per digit")
+    # Balls need equal numbers: those of the first set.
+    some, others = (x[rng.permutation(len(x))[:len(first)]] for x in (fake, real[second]))
     fake_variety, real_variety = variety(fake, fake_labels), variety(real, real_labels)
     ratios = {digit: value / real_variety[digit] for digit, value in fake_variety.items() if digit in real_variety}
     correct = predicted == fake_labels
@@ -86,6 +98,8 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
         "accuracy_by_digit": {d: float(correct[fake_labels == d].mean()) for d in np.unique(fake_labels).tolist()},
         "frechet": frechet_distance(fake, real[second]),
         "frechet_real": frechet_distance(real[first], real[second]),
+        **fidelity_and_diversity(some, others),
+        **{f"{name}_real": value for name, value in fidelity_and_diversity(real[first], others).items()},
         "variety": float(np.mean(list(ratios.values()))) if ratios else 0.0,
         "variety_by_digit": ratios,
     }
@@ -107,6 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())
     scores |= {"kind": "diffusion", "classifier_accuracy_on_val": accuracy, **copies}
+    if args.cas:
+        print("training two classifiers for --cas", flush=True)
+        scores |= classification_accuracy(fake._replace(labels=labels), train_set, real, device, dtype)
 
     if args.neighbours:
         shown = [image for i, *others in rows.tolist() for image in (fake.images[i], *train_set.images[others])]
@@ -117,9 +134,15 @@ def main(argv: list[str] | None = None) -> int:
     print(f"accuracy             {scores['accuracy']:.2%}  (real: {scores['classifier_accuracy_on_val']:.2%})")
     print("  by digit           " + " ".join(f"{d}:{v:.0%}" for d, v in scores["accuracy_by_digit"].items()))
     print(f"Frechet distance     {scores['frechet']:.2f}  (real against real: {scores['frechet_real']:.2f})")
+    for name, meaning in MEANING.items():
+        print(f"{name:20} {scores[name]:.2f}  (real against real: {scores[f'{name}_real']:.2f}; {meaning})")
     print(f"variety per digit    {scores['variety']:.2f}  (real: 1)")
     print(f"closest to training  {scores['closest']:.2f}  (real: {scores['closest_real']:.2f}; 0 is a copy)")
     print(f"suspiciously close   {scores['suspicious']:.1%}  (real: 1%)")
+    if args.cas:
+        print(f"trained on them      {scores['cas']:.2%}  (on as many real digits: {scores['cas_real']:.2%})")
+        if (count := min(len(labels), len(train_set.labels))) < ENOUGH_FOR_CAS:
+            print(f"note: --cas on {count} digits says little: train on at least {ENOUGH_FOR_CAS}")
     for note in few(len(fake.images)):
         print(note)
     return 0

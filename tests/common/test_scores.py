@@ -8,6 +8,7 @@ from common.scores import (
     SHOWN,
     closeness,
     few,
+    fidelity_and_diversity,
     frechet_distance,
     mean_pairwise_distance,
     memorisation,
@@ -107,6 +108,70 @@ def test_mean_pairwise_distance_of_copies_is_zero_and_of_a_pair_the_distance():
 def test_mean_pairwise_shapes_are_checked(shape):
     with pytest.raises(ValueError, match="expected"):
         mean_pairwise_distance(np.zeros(shape))
+
+
+def slow_fidelity_and_diversity(fake, real, k):
+    """Compute the definitions literally, vector by vector."""
+    def radius(x, own):  # own[0] is at distance 0: x itself
+        return sorted(np.linalg.norm(x - other) for other in own)[k]
+
+    def inside(x, centre, own):
+        return np.linalg.norm(x - centre) <= radius(centre, own)
+
+    around = [sum(inside(f, r, real) for r in real) for f in fake]
+    return {"precision": np.mean([n > 0 for n in around]), "density": np.mean(around) / k,
+            "recall": np.mean([any(inside(r, f, fake) for f in fake) for r in real]),
+            "coverage": np.mean([any(inside(f, r, real) for f in fake) for r in real])}
+
+
+@pytest.mark.parametrize(("sizes", "k"), [((30, 30), 5), ((25, 40), 5), ((12, 4), 3), ((2, 9), 1)])
+def test_fidelity_and_diversity_are_the_slow_ones(sizes, k):
+    rng = np.random.default_rng(k)
+    fake, real = (rng.standard_normal((size, 3)).astype(np.float32) + (size == 40) for size in sizes)
+    scores = fidelity_and_diversity(fake, real)
+    assert scores == pytest.approx(slow_fidelity_and_diversity(fake, real, k))
+    assert any(0 < score < 1 for score in scores.values())
+
+
+def fidelity(fake, real):
+    scores = fidelity_and_diversity(np.array(fake, float)[:, None], np.array(real, float)[:, None])
+    return [scores[name] for name in ("precision", "recall", "density", "coverage")]
+
+
+LINE = RNG.random(100)
+FRESH = RNG.random(100)
+
+
+def test_equal_sets_share_every_ball_and_far_ones_none():
+    assert fidelity(LINE, LINE[::-1]) == [1, 1, pytest.approx(6 / 5), 1]  # a ball holds 5 neighbours and its centre
+    assert fidelity(LINE + 9, LINE) == [0, 0, 0, 0]
+    assert fidelity([3] * 9, [3] * 9) == [1, 1, pytest.approx(9 / 5), 1]  # a ball without extent
+
+
+def test_a_fresh_sample_has_a_density_near_1():
+    precision, recall, density, coverage = fidelity(FRESH, LINE)
+    assert min(precision, recall, coverage) > 0.9 and density == pytest.approx(1, abs=0.1)
+
+
+def test_a_missing_mode_lowers_recall_and_coverage_alone():
+    whole, half = fidelity(FRESH, LINE), fidelity(FRESH, [*LINE, *LINE + 9])
+    assert half == pytest.approx([whole[0], whole[1] / 2, whole[2], whole[3] / 2])
+
+
+def test_bad_images_lower_precision_and_density_alone():
+    whole, half = fidelity(FRESH, LINE), fidelity([*FRESH, *FRESH + 9], LINE)
+    assert half == pytest.approx([whole[0] / 2, whole[1], whole[2] / 2, whole[3]])
+
+
+def test_an_outlier_deceives_precision_or_recall_but_neither_density_nor_coverage():
+    assert fidelity(FRESH + 9, [*LINE, 20])[::2] == [1, pytest.approx(0.2)]  # the outlier's ball is all around, k = 5
+    assert fidelity([*LINE, 20], FRESH + 9)[1::2] == [1, 0]
+
+
+@pytest.mark.parametrize(("fake", "real"), [((5, 3), (5, 4)), ((5,), (5,)), ((1, 3), (5, 3)), ((5, 3), (1, 3))])
+def test_fidelity_shapes_are_checked(fake, real):
+    with pytest.raises(ValueError, match=r"expected \(N, D\) and \(M, D\)"):
+        fidelity_and_diversity(np.zeros(fake), np.zeros(real))
 
 
 def test_nearest_finds_what_a_full_table_of_distances_finds():
