@@ -14,6 +14,7 @@ from common.data.domains import digit_height
 from common.images import grid, to_float, to_uint8
 
 SCALE = (0.9, 1.1)
+WIDTH = (0.7, 1.2)  # a further scale of the width: printed digits are narrower than handwritten ones
 ROTATION = 0.2  # radians, about 11 degrees
 SHEAR = 0.2  # horizontal, like slanted handwriting
 SHIFT = 2 / 14  # in half image widths: two of 28 pixels
@@ -35,7 +36,7 @@ def standardise(images: Tensor) -> Tensor:
 
 
 def geometry(images: Tensor, scale: tuple[float, float]) -> Tensor:
-    """Scale, rotate, shear and shift each image by its own random amounts, in one resampling.
+    """Scale, narrow, rotate, shear and shift each image by its own random amounts, in one resampling.
 
     Images are (B, 3, H, W) float32, and keep their shape and range; `scale` is the smallest and the largest factor.
     What lies outside an image is its reflection, which continues a textured background: `border` would leave streaks,
@@ -44,9 +45,10 @@ def geometry(images: Tensor, scale: tuple[float, float]) -> Tensor:
     factor, angle = _uniform(images, *scale), _uniform(images, -ROTATION, ROTATION)
     shear, shift_x, shift_y = (_uniform(images, -most, most) for most in (SHEAR, SHIFT, SHIFT))
     cos, sin = angle.cos() / factor, angle.sin() / factor
+    width = _uniform(images, *WIDTH)
     # theta maps output to input coordinates: a rotation times a shear, divided by the scale.
-    theta = torch.stack([torch.stack([cos, cos * shear - sin, shift_x], 1),
-                         torch.stack([sin, sin * shear + cos, shift_y], 1)], 1)
+    theta = torch.stack([torch.stack([cos / width, cos * shear - sin, shift_x], 1),
+                         torch.stack([sin / width, sin * shear + cos, shift_y], 1)], 1)
     where = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, where, padding_mode="reflection", align_corners=False)
 

@@ -7,7 +7,7 @@ network an augmented one, and only confident predictions become labels.
 A young teacher that trains on its own labels predicts rare digits ever less often. So its probabilities are divided by
 their running mean: distribution alignment (ReMixMatch, Berthelot et al. 2020, arXiv:1911.09785, sec. 3.1), here towards
 equally many of each digit. The target need not have equally many (one in five street numbers is a 1), so the alignment
-fades while the digits come apart.
+fades over the first half of the training, while the digits come apart.
 
 The teacher's batch normalisation sees target images only. It uses the statistics of the batch in training, and their
 running average in inference.
@@ -43,7 +43,7 @@ class Balance(nn.Module):
 
 def balance_at(progress: float) -> float:
     """Return the strength of the alignment, from 1 to 0, at a share of the training's steps."""
-    return 1 - progress
+    return max(0.0, 1 - 2 * progress)
 
 
 @torch.no_grad()

@@ -37,8 +37,9 @@ def test_geometry_keeps_shape_range_and_flat_images():
 
 
 @pytest.mark.parametrize("scale, smallest, largest", [((0.9, 1.5), 0.8, 2.3), ((0.6, 1.1), 0.3, 1.3)])
-def test_geometry_respects_the_scale_and_never_mirrors(scale, smallest, largest):
+def test_geometry_respects_the_scale_and_never_mirrors(scale, smallest, largest, monkeypatch):
     """A mark in the upper left corner stays nearer to that corner than to any other."""
+    monkeypatch.setattr("dann.inputs.WIDTH", (1, 1))
     images = torch.zeros(400, 1, 28, 28)
     images[:, :, 7:10, 7:10] = 1
     mass = geometry(images, scale)[:, 0]
@@ -51,6 +52,7 @@ def test_geometry_respects_the_scale_and_never_mirrors(scale, smallest, largest)
 def test_geometry_rotates(monkeypatch):
     """Without shear and shift, marks to the right of the centre and below it stay at a right angle."""
     torch.manual_seed(0)
+    monkeypatch.setattr("dann.inputs.WIDTH", (1, 1))
     monkeypatch.setattr("dann.inputs.SHEAR", 0)
     monkeypatch.setattr("dann.inputs.SHIFT", 0)
     marks = torch.zeros(100, 2, 28, 28)  # one channel per mark
@@ -62,6 +64,21 @@ def test_geometry_rotates(monkeypatch):
     right, below = torch.atan2(y[:, 0], x[:, 0]), torch.atan2(y[:, 1], x[:, 1])
     torch.testing.assert_close(below - right, torch.full((100,), torch.pi / 2), atol=0.02, rtol=0)
     assert right.min() < -0.15 and right.max() > 0.15  # radians
+
+
+def test_geometry_narrows(monkeypatch):
+    """Two marks beside each other come nearer, and two marks above each other do not."""
+    torch.manual_seed(0)
+    for name in ("ROTATION", "SHEAR", "SHIFT"):
+        monkeypatch.setattr(f"dann.inputs.{name}", 0)
+    line = torch.arange(28) - 13.5
+    two, one = (-(line.abs() - 5).square() / 2).exp(), (-line.square() / 2).exp()
+    marks = torch.stack([one[:, None] * two, two[:, None] * one]).expand(500, 2, 28, 28)  # one channel per direction
+    moved = geometry(marks, (1, 1))
+    mass = moved / moved.sum((2, 3), keepdim=True)
+    wide, high = (mass[:, 0].sum(1) * line.abs()).sum(1), (mass[:, 1].sum(2) * line.abs()).sum(1)
+    assert 3.45 < wide.min() < 3.65 and 5.85 < wide.max() < 6.05
+    torch.testing.assert_close(high, torch.full((500,), 5.0), atol=0.02, rtol=0)
 
 
 def test_scales_cover_the_digit_sizes_of_both_domains():

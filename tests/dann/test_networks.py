@@ -125,7 +125,7 @@ def test_the_teacher_uses_statistics_of_the_batch_and_no_dropout():
 
 
 def test_balance_fades():
-    assert [balance_at(progress) for progress in (0, 0.25, 1)] == [1, 0.75, 0]
+    assert [balance_at(progress) for progress in (0, 0.25, 0.5, 1)] == [1, 0.5, 0, 0]
 
 
 def test_balance_raises_the_share_of_a_rare_digit():
