@@ -273,7 +273,7 @@ MUTATIONS = [Mutation(*row) for row in (
     ("dann/teacher.py:balance_at", "1 - 2 * progress", "1", "the balance lasts to the end",
      "tests/dann/test_networks.py -k fades"),
     ("dann/train.py:train", "if args.balance else 0.0", "if args.balance else 1.0",
-     "the balance cannot be switched off", "tests/dann/test_train.py -k every_switch"),
+     "the balance cannot be switched off", "tests/dann/test_train.py -k switched_off"),
     ("dann/train.py:train", "progress >= 1 - args.target_only", "progress >= args.target_only",
      "the last phase is the first", "tests/dann/test_train.py -k target_alone"),
     ("dann/step.py:train_step", "if adversary and labelled is not None", "if adversary",

@@ -138,6 +138,14 @@ def test_the_teacher_sees_unchanged_images(data, train, monkeypatch):
     assert all((image.flatten() == clean).all(1).any() for batch in seen for image in batch)
 
 
+def test_the_balance_fades_and_can_be_switched_off(train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "pseudo_labels", lambda *args: seen.append(args[-1].item()) or pseudo_labels(*args))
+    train("on")
+    train("off", "--no-balance")
+    assert seen == pytest.approx([1, 2 / 3, 1 / 3, 0, 0, 0] + 6 * [0])
+
+
 def test_only_the_source_is_scaled_to_the_size_of_the_target(train, monkeypatch):
     pairs = set()
     monkeypatch.setattr(training, "scale_range", lambda *pair: pairs.add(pair) or (0.9, 1.1))
