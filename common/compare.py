@@ -49,6 +49,8 @@ def labels_of(runs: dict[Path, dict[str, Any]]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
+    if len({run.resolve() for run in args.runs}) < max(2, len(args.runs)):
+        raise UserError("expected at least two runs, and none twice: name other folders")
     runs = {run: read_json(run / "args.json", "the settings of a run") for run in args.runs}
     logs = {run: read_metrics(run) for run in runs}
     if empty := [run for run, rows in logs.items() if not rows]:

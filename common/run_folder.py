@@ -41,6 +41,8 @@ def read_config(path: Path, names: Set[str]) -> tuple[dict[str, Any], Path]:
 
     Raises UserError if there are no settings, or others than `names`.
     """
+    if path.name == "last.pt":
+        path = path.parent
     if path.suffix == ".pt":
         source = path.with_name(checkpoint.MANIFEST)
         entry = read_json(source, "the manifest of a released file; of a run, name the folder").get(path.name)
@@ -52,7 +54,7 @@ def read_config(path: Path, names: Set[str]) -> tuple[dict[str, Any], Path]:
         settings = read_json(source, "the settings of a run")
     if other := sorted(settings.keys() ^ names):
         raise UserError(f"{path} has the settings of another command or version, which differ in "
-                        f"{', '.join(other[:3])}{', ...' * (len(other) > 3)}: type them as flags")
+                        f"{', '.join(other[:3])}{', ...' * (len(other) > 3)}: start without --config")
     if path.suffix == ".pt":
         of_a_machine = {"precision", *({"data"} if settings["data"] != "builtin" else ())}
         settings = {name: value for name, value in settings.items() if name not in of_a_machine}

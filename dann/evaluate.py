@@ -90,7 +90,7 @@ def build_table(results: list[dict]) -> list[dict]:
 def _cell(runs: list[dict]) -> dict:
     of_seed = {}
     for run in runs:
-        for key in ("steps", "batch_size", "precision", "inputs"):  # results of earlier versions have only steps
+        for key in ("steps", "batch_size", "precision", "inputs", "parts"):  # those of earlier versions have only steps
             if run.get(key) != (expected := runs[0].get(key)):
                 raise UserError(f"{run['run_dir']}: got {key} {run.get(key)}, expected {expected} like the other runs "
                                 "of its cell: leave it out")
@@ -141,6 +141,8 @@ def draw_map(cells: list[dict], path: Path) -> None:
 
 def confusion(result: dict) -> str:
     """Return a run's confusion matrix on val as Markdown; UserError if its accuracy is not that of result.json."""
+    if "val" not in result:
+        raise UserError(f"{result['run_dir']} has no val digits with labels: leave it out, or --confusion")
     device = select_device("auto")
     model, model_args = load_network(result["run_dir"] / "last.pt", device)
     digits = load_digits(result["data"], result["target"], "val")

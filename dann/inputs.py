@@ -46,7 +46,7 @@ def geometry(images: Tensor, scale: tuple[float, float]) -> Tensor:
     shear, shift_x, shift_y = (_uniform(images, -most, most) for most in (SHEAR, SHIFT, SHIFT))
     cos, sin = angle.cos() / factor, angle.sin() / factor
     width = _uniform(images, *WIDTH)
-    # theta maps output to input coordinates: a rotation times a shear, divided by the scale.
+    # theta maps output to input coordinates: a rotation times a shear, divided by the scale and the width.
     theta = torch.stack([torch.stack([cos / width, cos * shear - sin, shift_x], 1),
                          torch.stack([sin / width, sin * shear + cos, shift_y], 1)], 1)
     where = F.affine_grid(theta, list(images.shape), align_corners=False)

@@ -55,11 +55,17 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--adversary, --teacher and --neighbours belong to --mode dann, got --mode {mode}: leave them "
                         "out")
     completed = {**settings, "recipe": recipe}
-    completed |= {name: value for name, value in RECIPES[recipe].items() if settings[name] is None}
-    if settings["balance"] and not completed["teacher"]:
+    recipes = RECIPES[recipe]
+    if settings["teacher"] is False:  # and what needs one
+        recipes = recipes | {"balance": False, "target_only": 0.0}
+    completed |= {name: value for name, value in recipes.items() if settings[name] is None}
+    if completed["balance"] and not completed["teacher"]:
         raise UserError("--balance aligns the predictions of a teacher: it needs --teacher")
-    if settings["target_only"] and not completed["teacher"]:
+    if completed["target_only"] and not completed["teacher"]:
         raise UserError("--target-only trains on a teacher's labels: it needs --teacher")
+    for name in ("target_only", "dropout"):
+        if completed[name] == 1:
+            raise UserError(f"--{name.replace('_', '-')}: got 1, expected less, or the network would learn nothing")
     if mode == "dann" and not (completed["adversary"] or completed["teacher"]):
         raise UserError("--mode dann needs --adversary or --teacher: to train without both, use --mode source")
     return completed

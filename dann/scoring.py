@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from dann.networks import DANN
 from dann.predict import predict
-from dann.recipes import changes_of
+from dann.recipes import RECIPES, changes_of
 from dann.validators import OF_SOURCE, VALIDATORS, Outputs, judge
 
 SPLITS = ("val", "test")  # of the target, for accuracies
@@ -32,22 +32,28 @@ def add_select_flag(parser: Parser) -> None:
                              "sees no target labels, likes best")
 
 
-def scored_sets(args: argparse.Namespace, unlabelled: ImageSet | None) -> dict[str, ImageSet]:
+def scored_sets(args: argparse.Namespace, unlabelled: ImageSet | None = None) -> dict[str, ImageSet]:
     """Load "val" and "test" of the target for accuracies, "target" and "source" for validators.
 
-    "target" is a fixed choice from `unlabelled`, the target's training images (None in mode target, which needs no
-    validators), and "source" one from the source's val split. What has no images or labels is left out with a note.
+    "target" is a fixed choice from the target's training images, which are `unlabelled` in mode dann; mode target needs
+    no validators. "source" is one from the source's val split. What has no images or labels is left out with a note.
 
     Raises UserError if --select does not go with --mode, or names a validator that cannot be computed.
     """
     if args.select != "last" and args.mode != "dann":
-        raise UserError(f"--select {args.select} chooses a step of --mode dann, got --mode {args.mode}: leave it out")
+        raise UserError(f"--select {args.select} chooses a step of --mode dann, got --mode {args.mode}: type "
+                        "--select last")
     sets = {}
     for split in SPLITS:
         if has_split(args.data, args.target, split):
             sets[split] = load_digits(args.data, args.target, split)
         else:
             log.warning("no %s score: %s has no images with labels for it", split, args.target)
+    if args.mode == "source":
+        try:
+            unlabelled = load_digits(args.data, args.target, "train", labelled=False)
+        except UserError as missing:  # this mode trains without them
+            log.warning("no validators: %s", missing)
     if unlabelled is not None:
         sets["target"] = _some(unlabelled)
         if has_split(args.data, args.source, "val"):
@@ -139,8 +145,9 @@ def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str
     oracle = best(rows, "val") if "val" in rows[0] else None  # which only target labels can choose
     accuracies = {split: kept[split] for split in SPLITS if split in kept}
     names = ("data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs")
+    parts = {name: settings[name] for name in RECIPES[None]}
     write_json(run_dir / "result.json", {
-        **{name: settings[name] for name in names},
+        **{name: settings[name] for name in names}, "parts": parts,
         "changes": changes_of(settings) + [f"step by {select}"] * (select != "last"),
         **json.loads((run_dir / "done").read_text()), **accuracies, "selected_step": kept["step"],
         "oracle": oracle and {name: oracle[name] for name in ("step", *SPLITS) if name in oracle}})

@@ -149,10 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     distributed.init_process_group(device)
     with distributed.rank_zero_first():
         sets = [load_digits(args.data, args.target if args.mode == "target" else args.source, "train")]
-        unlabelled = None if args.mode == "target" else load_digits(args.data, args.target, "train", labelled=False)
-        scored = scored_sets(args, unlabelled)
         if args.mode == "dann":
-            sets.append(unlabelled)
+            sets.append(load_digits(args.data, args.target, "train", labelled=False))
+        scored = scored_sets(args, *sets[1:])
     cli.settle(args, min(len(digits.images) for digits in sets))
     for seed in args.seeds or [args.seed]:
         train(args, seed, sets, scored, device, dtype)

@@ -28,11 +28,16 @@ CRITERIA = {"last step": "step"} | {name: name for name in VALIDATORS} | {"oracl
 
 def read_runs(run_dirs: list[Path]) -> list[dict]:
     """Return result and "previews" of each run but those of mode target; UserError if none is left, or lacks a file."""
+    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
+        raise UserError("a run is named twice: leave one out")
     runs = [run for run in map(read_result, run_dirs) if run["mode"] != "target"]
     if not runs:
         raise UserError("runs of mode target have no checkpoints to choose from: name others")
     what = "the previews of a run of dann.train, which earlier versions did not write"
-    return [run | read_json(run["run_dir"] / "previews.json", what) for run in runs]
+    runs = [run | {"previews": []} | read_json(run["run_dir"] / "previews.json", what) for run in runs]
+    if empty := [run["run_dir"] for run in runs if not run["previews"]]:
+        raise UserError(f"{empty[0] / 'previews.json'} has no previews: leave it out")
+    return runs
 
 
 def compare(runs: list[dict]) -> dict[str, dict]:

@@ -105,4 +105,5 @@ def test_a_training_of_replays_is_the_eager_one(case, tmp_path, monkeypatch):
     monkeypatch.setattr(Captured, "__call__", call)
     captured = train(case, tmp_path / "captured", tmp_path)
     assert captured == eager
-    assert max(graph.calls for graph in graphs[0].values()) > WARM_UP + 1
+    calls = [graph.calls for graph in graphs[0].values()]
+    assert (min if case == "plus" else max)(calls) > WARM_UP + 1  # a penalty is rarely due

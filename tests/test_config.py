@@ -126,7 +126,7 @@ def test_another_version_is_one_line_that_names_what_differs(module):
             with pytest.raises(UserError) as mistake:
                 parse(module, f"--config {path}")
             assert str(mistake.value) == (f"{path} has the settings of another command or version, which differ in "
-                                          f"{said}: type them as flags")
+                                          f"{said}: start without --config")
 
 
 def test_a_value_that_no_flag_would_take_names_the_file():

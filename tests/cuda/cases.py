@@ -8,5 +8,5 @@ CASES = {
     "guidance": ("diffusion.distill", "--teacher {teacher} --guidance 2"),
     "chain": ("diffusion.distill", "--teacher {teacher} --guidance 2 --chain 4"),
     "plain": ("dann.train", "--source mnist --target usps --recipe plain"),
-    "plus": ("dann.train", "--source mnist --target usps --recipe plus"),
+    "plus": ("dann.train", "--source mnist --target usps --recipe plus --target-only 0.5"),
 }

@@ -202,7 +202,7 @@ def test_mistakes(runs, tmp_path):
         main([first, twin])
     of_batch = runs("d", "dann", 1, batch_size=64)
     for key, value, expected in (("steps", 20, 10), ("batch_size", 128, 64), ("precision", "bf16", None),
-                                 ("inputs", {"data": "1"}, None)):
+                                 ("inputs", {"data": "1"}, None), ("parts", {"dropout": 0.1}, None)):
         other = runs(key, "dann", 2, **{key: value})
         with pytest.raises(UserError, match=f"{key}: got {key} {value}, expected {expected} like the other runs"):
             main([of_batch if key == "batch_size" else first, other])

@@ -106,7 +106,7 @@ def test_network_input():
     torch.testing.assert_close(plain, images / 127.5 - 1)
     torch.testing.assert_close(network_input(images), standardise(plain))
     assert torch.equal(network_input(images), network_input(images))
-    for changes in ({"scale": WIDE}, {"recolour": True}):
+    for changes in ({"scale": WIDE}, {"recolour": True}, {"rephotograph": True}):
         assert not torch.allclose(network_input(images, **changes), network_input(images))
     assert network_input(images, scale=WIDE, recolour=True).is_contiguous(memory_format=torch.channels_last)
 

@@ -28,6 +28,11 @@ def test_defaults(mode, recipe, changed):
     assert changes_of(completed) == []
 
 
+def test_without_a_teacher_nothing_needs_one():
+    completed = settings(teacher=False, adversary=True)
+    assert (completed["balance"], completed["target_only"]) == (False, 0)
+
+
 def test_given_values_win_and_are_named_in_the_order_of_the_table():
     completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, balance=False)
     assert changes_of(settings(target_only=0.0, dropout=0.5)) == ["target only 0.0", "dropout 0.5"]
@@ -48,6 +53,9 @@ def test_the_recipe_belongs_to_mode_dann(mode):
     ({"recipe": "plain", "balance": True}, "--balance .* needs --teacher"),
     ({"mode": "source", "balance": True}, "needs --teacher"),
     ({"recipe": "plain", "target_only": 0.5}, "--target-only .* needs --teacher"),
+    ({"teacher": False, "adversary": True, "balance": True}, "--balance .* needs --teacher"),
+    ({"target_only": 1.0}, "--target-only: got 1, expected less"),
+    ({"dropout": 1.0}, "--dropout: got 1, expected less"),
     ({"mode": "source", "neighbours": True}, "--neighbours belong to --mode dann"),
 ])
 def test_contradictions(given, expected):

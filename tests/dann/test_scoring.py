@@ -15,6 +15,7 @@ from common.run import Run
 from dann import scoring
 from dann.networks import DANN
 from dann.predict import predict
+from dann.recipes import RECIPES
 from dann.scoring import Scores, best, scored_sets, write_result
 from dann.validators import VALIDATORS, Outputs, judge
 from tests.trainers import same
@@ -132,7 +133,7 @@ def test_a_source_without_val_leaves_two_validators_out(without_source_val, trai
 @pytest.mark.parametrize("flags, expected", [
     ("--select source", "--select source needs labelled val images, which mnistm has not"),
     ("--select dev", "--select dev needs"),
-    ("--select snd --mode source", "--select snd chooses a step of --mode dann, got --mode source"),
+    ("--select snd --mode source", "--select snd chooses a step of --mode dann, got --mode source: type --select last"),
     ("--select snd --mode target", "got --mode target"), ("--select oracle", "--select")])
 def test_a_choice_that_cannot_be_made_is_one_line(flags, expected, without_source_val, train, tmp_path):
     with pytest.raises(UserError, match=expected) as mistake:
@@ -198,6 +199,20 @@ def test_all_processes_keep_what_the_first_one_chooses(sets, judged, monkeypatch
     assert scores.kept.classifier[0].bias[0] == 7
 
 
+def test_mode_source_trains_without_images_of_the_target(data, train, tmp_path, caplog):
+    copied = tmp_path / "copied"
+    shutil.copytree(data, copied)
+    for path in (copied / "digits" / "usps").glob("train*"):
+        path.unlink()
+    named = {line.split(",")[0] for split in ("val", "test")
+             for line in (copied / "digits" / "usps" / f"{split}.csv").read_text().splitlines()}
+    for path in (copied / "digits" / "usps" / "data").iterdir():
+        if path.name not in named:
+            path.unlink()
+    out = train("run", "--mode", "source", "--data", str(copied))
+    assert list(previews_of(out)[0]) == ["step", "val", "test"] and "no validators: " in caplog.text
+
+
 def test_a_run_that_diverges_is_scored_and_ends_in_one_line(train):
     with pytest.raises(UserError, match="class_loss became nan"):
         train("run", "--lr", "1e30", "--sample-every", "1", "--log-every", "6")
@@ -261,6 +276,7 @@ def test_result_file(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == {
         "data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
         "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"},
+        "parts": {name: settings[name] for name in RECIPES[None]},
         "changes": ["no geometry", "lr schedule constant"], "steps": 10, "seconds": 1.5, "val": 0.5,
         "selected_step": 10, "oracle": {"step": 5, "val": 0.75}}
 

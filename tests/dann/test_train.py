@@ -74,7 +74,7 @@ def test_run_folder(train, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("mnistm -> usps dann plus: target val ")
     result = json.loads((out / "result.json").read_text())
     assert list(result) == ["data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs",
-                            "changes", "steps", "seconds", "val", "test", "selected_step", "oracle"]
+                            "parts", "changes", "steps", "seconds", "val", "test", "selected_step", "oracle"]
     assert [result[name] for name in ("source", "target", "mode", "steps")] == ["mnistm", "usps", "dann", 6]
     assert {p.name for p in out.iterdir()} == {".lock", "args.json", "versions.json", "metrics.jsonl", "done",
                                               "last.pt", "samples", "result.json", "previews.json"}

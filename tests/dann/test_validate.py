@@ -103,8 +103,10 @@ def test_real_runs(train, capsys):
 def test_mistakes(runs, tmp_path):
     good, earlier = runs("a", [0.5, 0.6]), runs("none", [0.5])
     Path(earlier, "previews.json").unlink()
+    empty = runs("empty", [])
     for path, expected in ((tmp_path, "expected the scores of a run"),
                            (runs("one", [0.5], target="svhn"), "mnistm -> svhn has one checkpoint, expected at least"),
+                           (good, "a run is named twice"), (empty, "empty/previews.json has no previews"),
                            (earlier, "previews.json .* earlier versions did not write")):
         with pytest.raises(UserError, match=expected):
             main([good, str(path)])
