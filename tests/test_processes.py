@@ -207,7 +207,7 @@ def children(pid: int) -> list[int]:
 
 def test_a_killed_process_ends_the_job_and_the_rest_is_resumed_alone(tmp_path):
     out, flags = tmp_path / "run", f"{FLAGS['dann']} {SMALL} --target builtin-usps --recipe plain --no-geometry"
-    flags = f"{flags} --mode source --sample-every 100000 --resume auto --out {out}"
+    flags = f"{flags} --mode target --sample-every 100000 --resume auto --out {out}"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += ["-m", "dann.train", *flags.split(), "--steps", "100000"]
     with open(tmp_path / "log.txt", "w") as log:

@@ -88,6 +88,7 @@ def test_too_few_images_are_refused():
 @pytest.mark.slow
 def test_command_scores_a_folder_and_shows_the_neighbours(digits_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("diffusion.classifier.EPOCHS", 1)
+    monkeypatch.setattr("diffusion.classifier.MIN_STEPS", 100)
     source = digits_dir / "digits" / "mnistm" / "data"
     folder = tmp_path / "generated"
     folder.mkdir()
