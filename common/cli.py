@@ -5,6 +5,7 @@ import contextlib
 import errno
 import inspect
 import logging
+import math
 import os
 import signal
 import sys
@@ -128,17 +129,14 @@ def drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _number(kind: type, low: float, high: float, low_open: bool) -> Callable[[str], float]:
-    bounds = f"{'>' if low_open else '>='} {low:g}" + (f" and <= {high}" if high < float("inf") else "")
-
+def _number(kind: type, expected: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
-            value = float("nan")
-        if not (low < value <= high or (value == low and not low_open)) or value == float("inf"):
-            what = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"got {text!r}, expected {what} {bounds}")
+            value = math.nan
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
         return value
 
     return parse
@@ -161,11 +159,11 @@ def ending(suffix: str) -> Callable[[str], Path]:
     return parse
 
 
-positive_int = _number(int, 1, float("inf"), low_open=False)
-non_negative_int = _number(int, 0, 2**32 - 1, low_open=False)
-positive_float = _number(float, 0, float("inf"), low_open=True)
-non_negative_float = _number(float, 0, float("inf"), low_open=False)
-fraction = _number(float, 0, 1, low_open=False)
+positive_int = _number(int, "an integer >= 1", lambda n: n >= 1)
+non_negative_int = _number(int, "an integer >= 0 and <= 4294967295", lambda n: 0 <= n < 2**32)
+positive_float = _number(float, "a number > 0", lambda x: 0 < x < math.inf)
+non_negative_float = _number(float, "a number >= 0", lambda x: 0 <= x < math.inf)
+fraction = _number(float, "a number >= 0 and < 1", lambda x: 0 <= x < 1)  # 1 would leave nothing to learn
 
 
 def add_device_flags(parser: Parser, *, precision: bool = True) -> None:

@@ -121,7 +121,7 @@ def network_input(images: Tensor, standardised: bool = True, scale: tuple[float,
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def picture(x: Tensor, target_x: Tensor | None, standardised: bool) -> Image.Image:
-    """Arrange the first 16 network inputs of each domain to look at; standardised ones are shown at half contrast."""
-    shown = x[:16] if target_x is None else torch.cat([x[:16], target_x[:16]])
+def picture(batches: list[Tensor], standardised: bool) -> Image.Image:
+    """Arrange the first 16 network inputs of each batch to look at; standardised ones are shown at half contrast."""
+    shown = torch.cat([x[:16] for x in batches])
     return grid(to_uint8(shown * (0.5 if standardised else 1)), columns=8, scale=2)

@@ -35,10 +35,12 @@ class DANN(nn.Module):
         """Map images (B, 3, 28, 28) to features (B, 768)."""
         return self.feature(x).flatten(1)
 
-    def forward(self, x: Tensor, coeff: Tensor | float) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, coeff: Tensor | float | None) -> tuple[Tensor, Tensor | None]:
         """Map images to (B, 10) class logits and (B, 2) domain logits.
 
-        The gradient of the domain logits reaches the features multiplied by -coeff, a float or 0-d tensor.
+        The gradient of the domain logits reaches the features multiplied by -coeff, a float or 0-d tensor. If it is
+        None, the discriminator is left out, and there are no domain logits.
         """
         features = self.features(x)
-        return self.classifier(features), self.discriminator(grad_reverse(features, coeff))
+        domain_logits = None if coeff is None else self.discriminator(grad_reverse(features, coeff))
+        return self.classifier(features), domain_logits

@@ -63,9 +63,6 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("--balance aligns the predictions of a teacher: it needs --teacher")
     if completed["target_only"] and not completed["teacher"]:
         raise UserError("--target-only trains on a teacher's labels: it needs --teacher")
-    for name in ("target_only", "dropout"):
-        if completed[name] == 1:
-            raise UserError(f"--{name.replace('_', '-')}: got 1, expected less, or the network would learn nothing")
     if mode == "dann" and not (completed["adversary"] or completed["teacher"]):
         raise UserError("--mode dann needs --adversary or --teacher: to train without both, use --mode source")
     return completed

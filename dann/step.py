@@ -10,18 +10,18 @@ from dann.networks import DANN
 
 
 def train_step(model: DANN, optimizer: torch.optim.Optimizer, labelled: tuple[Tensor, Tensor] | None,
-               target_images: Tensor | None, pseudo: tuple[Tensor, Tensor] | None, adversary: bool,
-               coeff: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+               target_images: Tensor | None, pseudo: tuple[Tensor, Tensor] | None, coeff: Tensor | None,
+               dtype: torch.dtype) -> dict[str, Tensor]:
     """Update the network once; return losses and other metrics, 0-d.
 
     Args:
         labelled: images (B, 3, 28, 28) float32 and their digits, (B,) int64; None to train on the target alone.
         target_images: images of the target; None in modes source and target.
         pseudo: the teacher's digits for `target_images`, (B,) int64, and whether each is confident, (B,) bool; or None.
-        adversary: use the domain loss, which takes images of both domains.
-        coeff: the paper's lambda, 0-d float32.
+        coeff: the paper's lambda, 0-d float32; None to train without the domain loss, which takes images of both
+            domains.
     """
-    with autocast(coeff.device, dtype):
+    with autocast(next(model.parameters()).device, dtype):
         if labelled is not None:
             class_logits, source_logits = model(labelled[0], coeff)
         if target_images is not None:
@@ -29,7 +29,7 @@ def train_step(model: DANN, optimizer: torch.optim.Optimizer, labelled: tuple[Te
     losses, others = {}, {}
     if labelled is not None:
         losses["class_loss"] = class_loss(class_logits, labelled[1])
-    if adversary and labelled is not None:
+    if coeff is not None and labelled is not None:
         both = source_logits, target_logits
         losses["domain_loss"] = domain_loss(*both)
         others |= {"domain_accuracy": domain_accuracy(*both), "called_source": called_source(*both), "grl_coeff": coeff}

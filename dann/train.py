@@ -106,18 +106,19 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
 
     def step_on(coeff: Tensor, strength: Tensor, index: Tensor, target_index: Tensor | None = None, *,
                 target_only: bool) -> tuple:
-        chosen, target_x, pseudo = images[index], None, None
+        x = target_x = pseudo = None
         if target_index is not None:
             clean = target_images[target_index]
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
                     pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), balance, strength)
-            if args.neighbours:
-                chosen = neighbours(chosen, clean)
-        x = augmented(chosen, domain)
+        if not target_only:
+            chosen = neighbours(images[index], clean) if args.neighbours else images[index]
+            x = augmented(chosen, domain)
         labelled = None if target_only else (x, labels[index])
-        return train_step(model, optimizer, labelled, target_x, pseudo, args.adversary, coeff, dtype), x, target_x
+        metrics = train_step(model, optimizer, labelled, target_x, pseudo, coeff if args.adversary else None, dtype)
+        return metrics, [batch for batch in (x, target_x) if batch is not None]
 
     captured = Captured(step_on, device)
     for step in run.steps(diagnose, scores.before_save):
@@ -125,8 +126,8 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         progress = step / args.steps
         coeff = torch.full((), grl_coeff(progress), device=device)
         strength = torch.full((), balance_at(progress) if args.balance else 0.0, device=device)
-        metrics, x, target_x = captured(coeff, strength, *(distributed.shard(stream.next()) for stream in streams),
-                                         target_only=progress >= 1 - args.target_only)
+        metrics, batches = captured(coeff, strength, *(distributed.shard(stream.next()) for stream in streams),
+                                     target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:
             distributed.average_buffers(teacher.module)
@@ -136,7 +137,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
             scores.add(step + 1)
             model.train()
             if distributed.rank() == 0:
-                save_picture(picture(x, target_x, args.standardise), run.sample_path())
+                save_picture(picture(batches, args.standardise), run.sample_path())
     scores.finish(run.step)
     if distributed.rank() == 0:
         print(write_result(out, settings | {"inputs": inputs}, scores))

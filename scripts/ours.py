@@ -89,7 +89,7 @@ def dann_training(data: Data, device: torch.device, batch_size: int, dtype: torc
     def step_on(coeff: Tensor, *indices: Tensor) -> dict[str, Tensor]:
         x, target_x = (network_input(every[index], args.standardise, scale_range(name, args.target), args.intensity)
                        for every, index, name in zip(images, indices, domains, strict=True))
-        return dann_step.train_step(model, optimizer, (x, labels[indices[0]]), target_x, None, True, coeff, dtype)
+        return dann_step.train_step(model, optimizer, (x, labels[indices[0]]), target_x, None, coeff, dtype)
 
     captured = Captured(step_on, device)
     for step in steps():

@@ -276,7 +276,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "the balance cannot be switched off", "tests/dann/test_train.py -k switched_off"),
     ("dann/train.py:train", "progress >= 1 - args.target_only", "progress >= args.target_only",
      "the last phase is the first", "tests/dann/test_train.py -k target_alone"),
-    ("dann/step.py:train_step", "if adversary and labelled is not None", "if adversary",
+    ("dann/step.py:train_step", "if coeff is not None and labelled is not None", "if coeff is not None",
      "the last phase asks for source images", "tests/dann/test_train.py -k test_run_folder"),
     ("dann/inputs.py:geometry", "cos / width", "cos", "digits keep their width",
      "tests/dann/test_inputs.py -k narrows"),

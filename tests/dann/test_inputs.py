@@ -113,7 +113,7 @@ def test_network_input():
 
 def test_picture_shows_one_or_two_batches():
     x = torch.randn(20, 3, 28, 28)
-    rows = [picture(x, other, True).height for other in (None, x)]
+    rows = [picture(batches, True).height for batches in ([x], [x, x])]
     assert rows == [2 * (2 * 30 + 2), 2 * (4 * 30 + 2)]  # rows of eight, gaps of two pixels, at twice the size
 
 

@@ -24,8 +24,7 @@ def test_one_step_by_hand(teacher):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     pseudo = torch.arange(8).flip(0), torch.tensor([True, False] * 4)
     coeff = torch.tensor(math.tanh(1.25))
-    metrics = train_step(model, optimizer, (x, labels), target_x, pseudo if teacher else None, True, coeff,
-                         torch.float32)
+    metrics = train_step(model, optimizer, (x, labels), target_x, pseudo if teacher else None, coeff, torch.float32)
 
     torch.manual_seed(1)
     features = twin.feature(x).flatten(1)
@@ -58,7 +57,7 @@ def test_a_step_without_target_leaves_the_discriminator_alone():
     before = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters())
     x, labels = torch.randn(4, 3, 28, 28), torch.arange(4)
-    metrics = train_step(model, optimizer, (x, labels), None, None, False, torch.tensor(0.5), torch.float32)
+    metrics = train_step(model, optimizer, (x, labels), None, None, None, torch.float32)
     assert list(metrics) == ["class_loss"]
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert {name.partition(".")[0] for name in changed} == {"feature", "classifier"}
@@ -71,8 +70,8 @@ def test_a_step_on_the_target_alone_by_hand():
     twin = copy.deepcopy(model)
     target_x, digits, confident = torch.randn(8, 3, 28, 28), torch.arange(8), torch.tensor([True, False] * 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    metrics = train_step(model, optimizer, None, target_x, (digits, confident), False, torch.tensor(0.5), torch.float32)
-    loss = F.cross_entropy(twin(target_x, 0.5)[0][::2], digits[::2]) / 2
+    metrics = train_step(model, optimizer, None, target_x, (digits, confident), None, torch.float32)
+    loss = F.cross_entropy(twin(target_x, None)[0][::2], digits[::2]) / 2
     loss.backward()
     assert set(metrics) == {"pseudo_loss", "confident"}
     assert metrics["pseudo_loss"].item() == pytest.approx(loss.item(), rel=1e-5) and metrics["confident"] == 0.5
@@ -89,5 +88,5 @@ def test_overfits_one_batch():
     x, target_x, labels = torch.randn(20, 3, 28, 28), torch.randn(20, 3, 28, 28), torch.arange(20) % 10
     for step in range(40):
         coeff = torch.tensor(step / 40)
-        metrics = train_step(model, optimizer, (x, labels), target_x, None, True, coeff, torch.float32)
+        metrics = train_step(model, optimizer, (x, labels), target_x, None, coeff, torch.float32)
     assert metrics["class_loss"] < 0.1
