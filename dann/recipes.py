@@ -17,12 +17,12 @@ from common.errors import UserError
 
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
 _COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "balance": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
+           "adversary": False, "teacher": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
            "lr_schedule": "cosine"}
 RECIPES: dict[str | None, dict[str, Any]] = {
     None: _COMMON,
     "plain": _COMMON | {"adversary": True},
-    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "balance": True, "target_only": 0.3,
+    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "target_only": 0.3,
                        "dropout": 0.1, "lr": 2e-3},
 }
 
@@ -39,8 +39,7 @@ def add_recipe_flags(parser: Parser) -> None:
                        ("neighbours", "give source images the left and right edges of target images"),
                        ("standardise", "scale every image to mean 0 and deviation 1, in inference too"),
                        ("adversary", "train the features to confuse the domain discriminator"),
-                       ("teacher", "train on target images too, labelled by an average of the network"),
-                       ("balance", "align the teacher's predictions with equally many of each digit")):
+                       ("teacher", "train on target images too, labelled by an average of the network")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=what)
     group.add_argument("--target-only", metavar="SHARE", type=fraction,
                        help="of the steps, at the end, that train on target images alone")
@@ -56,11 +55,9 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
                         "out")
     completed = {**settings, "recipe": recipe}
     recipes = RECIPES[recipe]
-    if settings["teacher"] is False:  # and what needs one
-        recipes = recipes | {"balance": False, "target_only": 0.0}
+    if settings["teacher"] is False:  # and the phase that needs one
+        recipes = recipes | {"target_only": 0.0}
     completed |= {name: value for name, value in recipes.items() if settings[name] is None}
-    if completed["balance"] and not completed["teacher"]:
-        raise UserError("--balance aligns the predictions of a teacher: it needs --teacher")
     if completed["target_only"] and not completed["teacher"]:
         raise UserError("--target-only trains on a teacher's labels: it needs --teacher")
     if mode == "dann" and not (completed["adversary"] or completed["teacher"]):

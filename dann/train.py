@@ -45,13 +45,13 @@ from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, add_select_flag, scored_sets, write_result
 from dann.step import train_step
-from dann.teacher import DECAY, Balance, balance_at, pseudo_labels
+from dann.teacher import DECAY, pseudo_labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    cli.add_training_flags(parser, steps=4000, batch_size=128, lr_schedule=None)
+    cli.add_training_flags(parser, steps=8000, batch_size=128, lr_schedule=None)
     parser.add_argument("--seeds", metavar="N", type=cli.non_negative_int, nargs="+",
                         help="train once per seed, in run folders whose names end in -seedN")
     parser.add_argument("--source", metavar="DOMAIN", choices=DOMAIN_CHOICES, default="mnistm",
@@ -91,12 +91,13 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     torch.manual_seed(seed)
     model = place(DANN(args.dropout), device)
     optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
-    teacher, balance = (EMA(model, DECAY), Balance().to(device)) if args.teacher else (None, None)
+    teacher = EMA(model, DECAY) if args.teacher else None
     scores = Scores(model if teacher is None else teacher.module, scored, args.standardise, args.select)
     # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
     streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
     parts = {"model": model, "optimizer": optimizer, "scores": scores}
-    parts |= {"teacher": teacher, "balance": balance} if teacher else {}
+    if teacher is not None:
+        parts["teacher"] = teacher
     parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
     run = Run(out, KIND, settings, model_args_of(settings), parts, weights=scores.kept, inputs=inputs)
 
@@ -104,15 +105,14 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         scale = scale_range(domain, args.target) if args.geometry else None
         return network_input(images, args.standardise, scale, args.intensity, args.photograph)
 
-    def step_on(coeff: Tensor, strength: Tensor, index: Tensor, target_index: Tensor | None = None, *,
-                target_only: bool) -> tuple:
+    def step_on(coeff: Tensor, index: Tensor, target_index: Tensor | None = None, *, target_only: bool) -> tuple:
         x = target_x = pseudo = None
         if target_index is not None:
             clean = target_images[target_index]
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), balance, strength)
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise))
         if not target_only:
             chosen = neighbours(images[index], clean) if args.neighbours else images[index]
             x = augmented(chosen, domain)
@@ -125,13 +125,11 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         progress = step / args.steps
         coeff = torch.full((), grl_coeff(progress), device=device)
-        strength = torch.full((), balance_at(progress) if args.balance else 0.0, device=device)
-        metrics, batches = captured(coeff, strength, *(distributed.shard(stream.next()) for stream in streams),
-                                     target_only=progress >= 1 - args.target_only)
+        metrics, batches = captured(coeff, *(distributed.shard(stream.next()) for stream in streams),
+                                    target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:
             distributed.average_buffers(teacher.module)
-            distributed.average_buffers(balance)
             teacher.update(model)
         if run.due(args.sample_every):
             scores.add(step + 1)

@@ -7,6 +7,7 @@
 A template is the document with fields in braces; a colon starts Python's format: `{digits.accuracy:.1%}`.
 
     {NAME.KEY.KEY}          a value of report/NAME.json; list items are numbered from 0, a whole list shows its mean
+    {NAME.ROW.COLUMN.KEY}   a value of a cell of NAME, one of CELLS: `{dann.plus.mnistm -> usps.test.mean:.1%}`
     {weights.NAME.KEY}      a value that weights/manifest.json has of weights/NAME.pt
     {training.NAME}         how weights/NAME.pt was trained: steps, batch size, seed, time, machine
     {network.NAME.PART}     a network of weights/NAME.pt, printed; PART is one of NETWORKS
@@ -62,6 +63,7 @@ COMMANDS = {"gan.inference": gan_inference, "gan.evaluate": gan_evaluate, "diffu
 SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teacher", DISTILLED: "digits"}
 COMPARISONS = {"samplers": "diffusion.pt", "full-chain": "diffusion.pt", "full-chain-distilled": DISTILLED,
                "distilled": DISTILLED}
+CELLS = ("dann", "dann-map")  # results of dann.evaluate
 OPTIONAL_FACE_SCORES = {  # key -> title and format
     "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -112,6 +114,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers": lambda: compare.to_markdown(result("samplers")["rows"]),
     "speed": lambda: benchmark.speed_table(result("benchmark"), result("benchmark-gpu")),
     "work": lambda: benchmark.work_table(result("benchmark")),
+    "dann-map": lambda: dann_evaluate.map_table(result("dann-map")),
     **{f"dann-{split}": lambda split=split: dann_evaluate.to_markdown(result("dann"), (split,))
        for split in dann_evaluate.SPLITS}}
 
@@ -149,6 +152,9 @@ def look_up(field: str) -> Any:
     if source == "weights":
         keys[0] += ".pt"
     found = read_json(MANIFEST) if source == "weights" else result(source)
+    if source in CELLS:
+        found = next((cell for cell in found if [cell["row"], cell["column"]] == keys[:2]), {})
+        keys = keys[2:]
     for key in keys:
         found = found[int(key) if isinstance(found, list) else key]
     value = statistics.mean(found) if isinstance(found, list) else found
@@ -187,6 +193,7 @@ def draw_strip(path: Path) -> None:
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {  # pictures made from files of report/, without a command
+    "dann-map.png": lambda path: dann_evaluate.draw_map(result("dann-map"), path),
     "full-chain.png": lambda path: compare.plot(result("full-chain")["rows"], path),
     "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path), "strip.png": draw_strip}
 

@@ -291,7 +291,7 @@ CASES = [
     ("same-domains", "dann.train", nothing, "--source usps", "usps twice"),
     ("same-embedded-domains", "dann.train", nothing, "--source builtin-usps --data builtin", "usps twice"),
     ("nothing-to-adapt-with", "dann.train", nothing, "--no-teacher", "--mode source"),
-    ("balance-without-teacher", "dann.train", nothing, "--no-teacher --adversary --balance", "--teacher"),
+    ("phase-without-teacher", "dann.train", nothing, "--no-teacher --adversary --target-only 0.5", "--teacher"),
     ("teacher-without-target", "dann.train", nothing, "--mode source --teacher", "--teacher"),
     # CSV files.
     *[(f"csv-{what}", "diffusion.train", train_csv(text), "", said) for what, text, said in (

@@ -137,7 +137,7 @@ def test_a_flag_that_does_not_suit_all_trainings_of_a_script_is_one_line_before_
 
 
 def test_flags_that_suit_all_trainings_of_a_script_pass(recorded):
-    for flags in (["--resume", "auto"], ["--seeds", "0", "1", "--resume=auto", "--target", "svhn"], ["--no-balance"]):
+    for flags in (["--resume", "auto"], ["--seeds", "0", "1", "--resume=auto", "--target", "svhn"], ["--no-geometry"]):
         for name, trainings in (("train_gan.sh", 2), ("train_dann.sh", 4)):
             assert [call[-len(flags):] for _, _, call in recorded(script(name), *flags)] == trainings * [flags]
 

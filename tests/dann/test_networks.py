@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from dann.grl import grad_reverse, grl_coeff
 from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN
-from dann.teacher import Balance, balance_at, pseudo_labels
+from dann.teacher import pseudo_labels
 from tests.trainers import same
 
-OFF, ON = torch.zeros(()), torch.ones(())
 GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
 
 
@@ -111,40 +110,14 @@ def test_the_teacher_uses_statistics_of_the_batch_and_no_dropout():
     torch.manual_seed(0)
     teacher = DANN()
     images = torch.randn(16, 3, 28, 28) * 3 + 1
-    digits, confident = pseudo_labels(teacher, images, Balance(), OFF)
+    digits, confident = pseudo_labels(teacher, images)
     assert (digits.dtype, confident.dtype) == (torch.int64, torch.bool) and digits.shape == confident.shape == (16,)
-    assert same(pseudo_labels(teacher, images, Balance(), OFF), (digits, confident))
+    assert same(pseudo_labels(teacher, images), (digits, confident))
     torch.testing.assert_close(teacher.feature[1].running_mean,
                                0.19 * teacher.feature[0](images).mean((0, 2, 3)))  # two steps of momentum 0.1
     teacher.classifier[-1].bias.data[7] += 100
-    digits, confident = pseudo_labels(teacher, images, Balance(), OFF)
+    digits, confident = pseudo_labels(teacher, images)
     assert (digits == 7).all() and confident.all()
     teacher.classifier[-1].weight.data.zero_()
     teacher.classifier[-1].bias.data.zero_()
-    assert not pseudo_labels(teacher, images, Balance(), OFF)[1].any()
-
-
-def test_balance_fades():
-    assert [balance_at(progress) for progress in (0, 0.25, 0.5, 1)] == [1, 0.5, 0, 0]
-
-
-def test_balance_raises_the_share_of_a_rare_digit():
-    probabilities = torch.full((4, 10), 0.01)
-    probabilities[:3, 5], probabilities[3, 5], probabilities[3, 6] = 0.91, 0.50, 0.42
-    balance, shares = Balance(), torch.full((10,), 0.1)
-    for strength in (0.0, 0.5, 1.0):
-        shares = 0.95 * shares + 0.05 * probabilities.mean(0)
-        expected = F.normalize(probabilities / shares ** strength, p=1, dim=1)
-        torch.testing.assert_close(balance(probabilities, torch.tensor(strength)), expected)
-    assert [balance(probabilities, ON) for _ in range(100)][-1].argmax(1).tolist() == [5, 5, 5, 6]
-
-
-def test_balance_leaves_equal_shares_and_hopeless_digits_alone():
-    even = torch.eye(10) * 0.9 + 0.01
-    torch.testing.assert_close(Balance()(even, ON), even)
-    balance = Balance()
-    balance.shares.fill_(1e-9)  # a digit that is never predicted
-    balance.shares[:3] = 1 / 3
-    probabilities = torch.eye(10)[:3]
-    probabilities[:, 9] = 1e-6
-    assert balance(probabilities, ON).argmax(1).tolist() == [0, 1, 2]
+    assert not pseudo_labels(teacher, images)[1].any()

@@ -13,13 +13,13 @@ def settings(mode="dann", recipe="plus", **given):
 
 
 NOTHING = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "balance": False, "target_only": 0, "dropout": 0.5, "lr": 1e-3,
+           "adversary": False, "teacher": False, "target_only": 0, "dropout": 0.5, "lr": 1e-3,
            "lr_schedule": "cosine"}
 
 
 @pytest.mark.parametrize("mode, recipe, changed", [
     ("source", None, {}), ("target", None, {}), ("dann", "plain", {"adversary": True}),
-    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True, "balance": True, "target_only": 0.3,
+    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True, "target_only": 0.3,
                       "dropout": 0.1, "lr": 2e-3}),
 ])
 def test_defaults(mode, recipe, changed):
@@ -30,13 +30,13 @@ def test_defaults(mode, recipe, changed):
 
 def test_without_a_teacher_nothing_needs_one():
     completed = settings(teacher=False, adversary=True)
-    assert (completed["balance"], completed["target_only"]) == (False, 0)
+    assert completed["target_only"] == 0
 
 
 def test_given_values_win_and_are_named_in_the_order_of_the_table():
-    completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, balance=False)
+    completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, dropout=0.5)
     assert changes_of(settings(target_only=0.0, dropout=0.5)) == ["target only 0.0", "dropout 0.5"]
-    assert changes_of(completed) == ["no geometry", "adversary", "no balance", "lr 1.0", "lr schedule constant"]
+    assert changes_of(completed) == ["no geometry", "adversary", "dropout 0.5", "lr 1.0", "lr schedule constant"]
     assert changes_of(settings("source", intensity=False, lr=1e-3)) == ["no intensity"]
 
 
@@ -50,10 +50,8 @@ def test_the_recipe_belongs_to_mode_dann(mode):
     ({"mode": "target", "adversary": True}, "--adversary.* belong to --mode dann"),
     ({"teacher": False}, "--mode source"),
     ({"recipe": "plain", "adversary": False}, "--mode source"),
-    ({"recipe": "plain", "balance": True}, "--balance .* needs --teacher"),
-    ({"mode": "source", "balance": True}, "needs --teacher"),
+    ({"mode": "source", "target_only": 0.5}, "needs --teacher"),
     ({"recipe": "plain", "target_only": 0.5}, "--target-only .* needs --teacher"),
-    ({"teacher": False, "adversary": True, "balance": True}, "--balance .* needs --teacher"),
     ({"mode": "source", "neighbours": True}, "--neighbours belong to --mode dann"),
 ])
 def test_contradictions(given, expected):

@@ -269,7 +269,7 @@ def test_result_file(tmp_path):
     settings = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
                 "geometry": False, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
                 "adversary": True, "teacher": False, "target_only": 0.0, "dropout": 0.5,
-                "balance": False, "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu",
+                "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu",
                 "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"}, "select": "last"}
     assert write_result(tmp_path, settings, scores) == "mnistm -> usps dann plain: target val 50.0%"
     assert previews_of(tmp_path) == scores.rows

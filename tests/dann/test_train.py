@@ -115,7 +115,7 @@ def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, m
 
 
 def test_checkpoint_parts_and_no_random_states(train):
-    for mode, names in (("source", set()), ("plus", {"target_batches", "teacher", "balance"})):
+    for mode, names in (("source", set()), ("plus", {"target_batches", "teacher"})):
         content = torch.load(train(mode, *MODES[mode]) / "last.pt", weights_only=True)
         assert content["parts"].keys() == {"model", "optimizer", "batches", "scores"} | names
         assert "rng" not in content
@@ -136,14 +136,6 @@ def test_the_teacher_sees_unchanged_images(data, train, monkeypatch):
     clean = network_input(load_digits(data, "usps", "train").images).flatten(1)
     assert len(seen) == 6
     assert all((image.flatten() == clean).all(1).any() for batch in seen for image in batch)
-
-
-def test_the_balance_fades_and_can_be_switched_off(train, monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "pseudo_labels", lambda *args: seen.append(args[-1].item()) or pseudo_labels(*args))
-    train("on")
-    train("off", "--no-balance")
-    assert seen == pytest.approx([1, 2 / 3, 1 / 3, 0, 0, 0] + 6 * [0])
 
 
 def test_only_the_source_is_scaled_to_the_size_of_the_target(train, monkeypatch):
@@ -195,11 +187,10 @@ def test_a_collapse_is_reported_once(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-photograph", "--no-neighbours",
-                                   "--no-standardise", "--adversary", "--no-balance", "--target-only 0.0",
+                                   "--no-standardise", "--adversary", "--target-only 0.0",
                                    "--dropout 0.5", "--lr 0.01", "--lr-schedule constant"])
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # after six steps no prediction would be confident
-    monkeypatch.setattr("dann.teacher.MOMENTUM", 1.0)  # nor the mean of them far from equal shares
     assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
     row = flags.removeprefix("--").replace("-", " ")
     assert json.loads((out / "result.json").read_text())["changes"] == [row]
@@ -236,7 +227,7 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     (["--recipe", "both"], "--recipe"),
     (["--mode", "source", "--teacher"], "--teacher .* belong to --mode dann"),
     (["--no-teacher"], "--mode source"),
-    (["--recipe", "plain", "--balance"], "--balance .* needs --teacher"),
+    (["--recipe", "plain", "--target-only", "0.1"], "--target-only .* needs --teacher"),
     (["--recipe", "plain", "--no-adversary"], "--mode source"),
     (["--lr-schedule", "paper"], "--lr-schedule"),
     (["--seeds", "-1"], "--seeds"),
