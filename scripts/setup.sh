@@ -11,7 +11,7 @@ if [[ -n "$active" ]]; then
     python="$active/bin/python"
     # Looked up, not imported: that would cost every command some seconds.
     "$python" -c "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))" \
-        torch torchvision sklearn matplotlib tqdm pytest 2>/dev/null \
+        torch torchvision sklearn matplotlib tqdm pytest xdist 2>/dev/null \
         || fail "the active environment $active lacks packages: pip install -r $project/requirements.txt"
 else
     python="$project/.venv/bin/python"

@@ -112,7 +112,7 @@ def recorded(tmp_path):
     ("infer_dann.sh", [["-m", "dann.inference"]]),
     ("prepare_data.sh", [["-m", "common.prepare"]]),
     ("report.sh", [["-m", "scripts.report"]]),
-    ("test.sh", [["-m", "pytest", "tests/"]]),
+    ("test.sh", [["-m", "pytest", "tests/", "--numprocesses", "2", "--dist", "worksteal"]]),
 ])
 def test_arguments_are_passed_on_as_they_are(recorded, tmp_path, name, expected):
     more = ["two words", "*", "$HOME", "", "--flag"]
@@ -288,6 +288,11 @@ def test_an_unknown_flag_ends_all_in_one_line(real, tmp_path):
     assert err == ("+ python -m gan.train --model dcgan --no-such-flag\n"
                    "error: unrecognized arguments: --no-such-flag (--help lists the flags)\n")
     assert os.listdir(tmp_path) == ["site"]
+
+
+def test_only_one_process_of_the_suite_has_the_gpu(recorded):
+    ((_, _, arguments),) = recorded(script("test.sh"), "--device", "cuda", "-x")
+    assert arguments == ["-m", "pytest", "tests/", "--device", "cuda", "-x"]
 
 
 def test_the_test_script_runs_pytest_in_the_project(real):
