@@ -13,6 +13,11 @@ def few(count: int) -> list[str]:
     return [f"note: scores of {count} images say little: compare at least {ENOUGH}"] if count < ENOUGH else []
 
 
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise ValueError(f"features: got {a.shape} and {b.shape}, expected (N, D) and (M, D) with N, M >= 2")
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Return the Frechet distance of two Gaussians fitted to features (Dowson & Landau 1982; as FID uses it).
 
@@ -26,8 +31,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ValueError: other shapes, or fewer than two samples.
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features: got {a.shape} and {b.shape}, expected (N, D) and (M, D) with N, M >= 2")
+    _check(a, b)
     mean_a, mean_b = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False, dtype=np.float64)) for x in (a, b))
     # trace(sqrtm(A B)) = trace(sqrtm(B^1/2 A B^1/2)), which is symmetric: its eigenvalues are real.
@@ -35,6 +39,27 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     root_b = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root_b @ cov_a @ root_b).clip(min=0)).sum()
     return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the squared maximum mean discrepancy of two sets of features, with the kernel (x.y / D + 1)^3.
+
+    This is the kernel distance of Binkowski et al. 2018 (arXiv:1801.01401, sec. 4). It is unbiased at any number of
+    vectors, so two sets of real images are at 0 on average, and may be below.
+
+    Args:
+        a, b: (N, D) and (M, D) floating point, N, M >= 2.
+
+    Raises:
+        ValueError: other shapes, or fewer than two vectors.
+    """
+    _check(a, b)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x.astype(np.float64) @ y.T.astype(np.float64) / x.shape[1] + 1) ** 3
+
+    within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (kernel(a, a), kernel(b, b))]
+    return float(sum(within) - 2 * kernel(a, b).mean())
 
 
 def mean_pairwise_distance(features: np.ndarray) -> float:
@@ -69,8 +94,7 @@ def fidelity_and_diversity(fake: np.ndarray, real: np.ndarray) -> dict[str, floa
     """
     from scipy.spatial.distance import cdist  # copies are at distance 0 exactly, where `nearest` rounds
 
-    if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1] or min(len(fake), len(real)) < 2:
-        raise ValueError(f"features: got {fake.shape} and {real.shape}, expected (N, D) and (M, D) with N, M >= 2")
+    _check(fake, real)
     k = min(K, len(fake) - 1, len(real) - 1)
     fake_radii, real_radii = (np.partition(cdist(x, x), k)[:, k] for x in (fake, real))  # [:, 0]: to the vector itself
     distances = cdist(real, fake)

@@ -4,11 +4,15 @@
 
 Each score stands beside that of real images: the reference is shuffled and split into two disjoint sets, and both the
 folder and the first set are measured against the second. All have equally many images, at most half the reference.
+With several seeds, scores are means over as many choices of images, beside their standard deviations.
 
     swd              sliced Wasserstein distance of patches at three scales (Karras et al. 2018, arXiv:1710.10196,
                      sec. 5), lower is better; more images lower it, so compare equal numbers only
     variety          pixel difference between two images; it falls when G repeats itself
     near_duplicates  share of images whose nearest neighbour is less than half as far as is usual among real ones
+    precision, recall, density, coverage
+                     see common.scores; bad images lower precision and density, missing ones recall and coverage
+    kernel           kernel distance x1000; like the four above in the features of gan.features; unbiased
     closest          how close the closest image comes to a training face or its mirror image
     suspicious       share of images that come closer than 99% of unseen real faces
     one_face, fid    need packages of their own, see gan.extras
@@ -27,8 +31,16 @@ from common.data.folder import default_data, load_faces, load_folder
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import FACE_SIZE, grid, save_picture
-from common.scores import few, mean_pairwise_distance, memorisation, nearest
+from common.scores import (
+    few,
+    fidelity_and_diversity,
+    kernel_distance,
+    mean_pairwise_distance,
+    memorisation,
+    nearest,
+)
 from gan.extras import PADDING, extra_scores
+from gan.features import features
 
 SCALES = 3  # 64, 32 and 16 px
 # Patches per image and their side (Karras et al. 2018, sec. 5), and directions (their code).
@@ -36,6 +48,8 @@ PATCHES, PATCH_SIZE, DIRECTIONS = 128, 7, 512
 NEAR = 0.5  # of the usual distance: near-duplicates
 # How a score is printed, and what it means.
 PRINTED = {"variety": (".1f", "RMS pixel difference, 0..255"), "near_duplicates": (".1%", ""),
+           "precision": (".3f", ""), "recall": (".3f", ""), "density": (".3f", ""), "coverage": (".3f", ""),
+           "kernel": (".2f", "x1000"),
            "closest": (".2f", "to a training face; 0 is a copy"),
            "suspicious": (".1%", "closer to a training face than 99% of unseen real faces"),
            "one_face": (".1%", f"exactly one face for dlib's HOG detector, padded by {PADDING} px"),
@@ -51,7 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="training set of the network (default: the folder `train` beside the reference)")
     parser.add_argument("--neighbours", metavar="PNG", type=Path, help="show the ten images closest to training faces")
     parser.add_argument("--out", metavar="PATH", type=Path, help="also write the scores as JSON")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="of all random choices")
+    parser.add_argument("--seed", metavar="N", type=non_negative_int, nargs="+", default=[0],
+                        help="of all random choices; several give mean and spread")
     add_force_flag(parser)
     args = parser.parse_args(argv)
     require_new(args.force, args.neighbours, args.out)
@@ -148,15 +163,47 @@ def equal_sets(fake: Tensor, real: Tensor, seed: int) -> tuple[Tensor, Tensor, T
     return fake, *real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
 
 
+def compare(fake: Tensor, real: Tensor, seed: int) -> tuple[dict, list[str]]:
+    """Return the scores of one random choice of images, and a line for each score that cannot be computed here.
+
+    A name with `_real` is that of real images, (N, 3, 64, 64) uint8 like the generated ones.
+    """
+    chosen, first, second = equal_sets(fake, real, seed)
+    scores, missing = extra_scores(chosen, first, second)
+    vectors = features(second)
+    for images, suffix in ((chosen, ""), (first, "_real")):
+        distances, found = swd(images, second, seed), features(images)
+        also = {"swd": distances, "swd_mean": sum(distances) / SCALES, **fidelity_and_diversity(found, vectors),
+                "kernel": 1000 * kernel_distance(found, vectors)}
+        scores |= {name + suffix: value for name, value in also.items()}
+    return scores | {"images": len(chosen), "variety": variety(chosen), "variety_real": variety(second),
+                     "near_duplicates": near_duplicates(chosen, second),
+                     "near_duplicates_real": near_duplicates(second, second)}, missing
+
+
+def summary(runs: list[dict]) -> dict:
+    """Return the mean of each score over seeds, and as "std" their standard deviations if there are several."""
+    values = {name: np.array([run[name] for run in runs]) for name in runs[0]}
+    means = {name: value.mean(0).tolist() for name, value in values.items()} | {"images": runs[0]["images"]}
+    return means | ({"std": {name: value.std(0, ddof=1).tolist() for name, value in values.items()}}
+                    if len(runs) > 1 else {})
+
+
 def table(scores: dict) -> list[str]:
     """Return one line per score: its name, of the images, of real ones, and what it means."""
-    swds = [(*scores[key], sum(scores[key]) / SCALES) for key in ("swd", "swd_real")]
-    rows = [(f"swd x1000, {name}", *pair, ".2f", "")
-            for name, *pair in zip(("64 px", "32 px", "16 px", "mean"), *swds, strict=True)]
+    rows = [*((f"swd x1000, {size} px", ("swd", i), ".2f", "") for i, size in enumerate((64, 32, 16))),
+            ("swd x1000, mean", ("swd_mean",), ".2f", ""),
+            *((name, (name,), *PRINTED[name]) for name in PRINTED if name in scores)]
     scores = scores | {"suspicious_real": 0.01}  # by its definition
-    rows += [(name, scores[name], scores[f"{name}_real"], *PRINTED[name]) for name in PRINTED if name in scores]
-    return [f"{'':20}images      real", *(f"{name:16}{images:10{form}}{real:10{form}}  {meaning}".rstrip()
-                                          for name, images, real, form, meaning in rows)]
+    width = 18 if "std" in scores else 10
+
+    def text(name: str, *index: int, form: str) -> str:
+        found = [of.get(name) for of in (scores, scores.get("std", {}))]
+        return " ± ".join(format(value[index[0]] if index else value, form) for value in found if value is not None)
+
+    return [f"{'':20}{'images':>{width}}{'real':>{width}}",
+            *(f"{title:20}{text(name, *index, form=form):>{width}}{text(name + '_real', *index, form=form):>{width}}"
+              f"  {meaning}".rstrip() for title, (name, *index), form, meaning in rows)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,23 +213,18 @@ def main(argv: list[str] | None = None) -> int:
     real, train = _faces(args.reference, "val"), _faces(args.train, "train")
     if len(train) < 2:
         raise UserError(f"{args.train}: got 1 image, expected the training set: name its folder with --train")
-    chosen, first, second = equal_sets(fake, real, args.seed)
-    extra, missing = extra_scores(chosen, first, second)
+    runs, missing = zip(*(compare(fake, real, seed) for seed in args.seed), strict=True)
     train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is a copy
     copies, rows = memorisation(fake.numpy(), real.numpy(), train.numpy())
-    scores = {"kind": "gan", "reference": args.reference, "seed": args.seed, "images": len(chosen),
-              "swd": swd(chosen, second, args.seed), "swd_real": swd(first, second, args.seed),
-              "variety": variety(chosen), "variety_real": variety(second),
-              "near_duplicates": near_duplicates(chosen, second),
-              "near_duplicates_real": near_duplicates(second, second), **extra, **copies}
+    scores = {"kind": "gan", "reference": args.reference, "seeds": args.seed, **summary(runs), **copies}
 
     if args.neighbours:
         tiles = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
         save_picture(grid(torch.stack(tiles), rows.shape[1]), args.neighbours)
     if args.out:
         write_json(args.out, scores)
-    print(f"{len(chosen)} of {len(fake)} images against {args.reference}")
-    print("\n".join([*table(scores), *missing, *few(len(chosen))]))
+    print(f"{scores['images']} of {len(fake)} images against {args.reference}")
+    print("\n".join([*table(scores), *missing[0], *few(scores["images"])]))
     return 0
 
 

@@ -122,6 +122,8 @@ MUTATIONS = [Mutation(*row) for row in (
      "images of other settings are accepted", "tests/common/test_image_folder.py"),
     ("common/scores.py:frechet_distance", "- 2 * cross", "- cross", "the Frechet distance of equal sets is not 0",
      "tests/common/test_scores.py"),
+    ("common/scores.py:kernel_distance", "k.sum() - k.trace()", "k.sum()", "the kernel distance is biased",
+     "tests/common/test_scores.py -k kernel"),
     ("common/scores.py:fidelity_and_diversity", "k)[:, k]", "k)[:, k - 1]", "a vector is its own neighbour",
      "tests/common/test_scores.py -k fidelity"),
     ("common/scores.py:fidelity_and_diversity", "for x in (fake, real))", "for x in (real, fake))",

@@ -10,6 +10,7 @@ from common.scores import (
     few,
     fidelity_and_diversity,
     frechet_distance,
+    kernel_distance,
     mean_pairwise_distance,
     memorisation,
     nearest,
@@ -97,6 +98,29 @@ def test_mean_pairwise_distance_is_the_brute_force_one():
 
 def test_scores_of_few_images_have_a_note():
     assert few(99) == ["note: scores of 99 images say little: compare at least 100"] and few(100) == []
+
+
+def test_kernel_distance_is_the_mean_over_pairs_of_different_vectors():
+    a, b = RNG.standard_normal((4, 3)), RNG.standard_normal((5, 3)) + 1
+
+    def mean(x, y):
+        return np.mean([(p @ q / 3 + 1) ** 3 for i, p in enumerate(x) for j, q in enumerate(y) if x is not y or i != j])
+
+    assert kernel_distance(a, b) == pytest.approx(mean(a, a) + mean(b, b) - 2 * mean(a, b))
+    assert kernel_distance(a, b) == pytest.approx(kernel_distance(b, a))
+
+
+def test_kernel_distance_is_unbiased():
+    draws = RNG.standard_normal((400, 2, 5, 3))
+    distances = [kernel_distance(a, b) for a, b in draws]
+    assert abs(np.mean(distances)) < 3 * np.std(distances) / 20 and min(distances) < 0
+    assert np.mean([kernel_distance(a, b + 1) for a, b in draws]) > 1
+
+
+@pytest.mark.parametrize("shapes", [((1, 3), (4, 3)), ((4, 3), (4, 2)), ((4,), (4,))])
+def test_kernel_distance_checks_shapes(shapes):
+    with pytest.raises(ValueError, match="expected"):
+        kernel_distance(*map(np.zeros, shapes))
 
 
 def test_mean_pairwise_distance_of_copies_is_zero_and_of_a_pair_the_distance():

@@ -104,6 +104,23 @@ def test_command(faces, tmp_path, capsys):
     assert scores["suspicious"] == 1 and re.search(r"suspicious +100\.0% +1\.0%", shown)
 
 
+def test_several_seeds_give_mean_and_spread(faces, tmp_path, capsys):
+    argv = [str(faces / "face" / "train"), "--reference", str(faces / "face" / "val"), "--out"]
+    one, other, both = ([*argv, str(tmp_path / f"{i}.json"), "--seed", *seeds.split()]
+                        for i, seeds in enumerate(("3", "5", "3 5")))
+    for command in (one, other, both):
+        main(command)
+    shown = capsys.readouterr().out
+    one, other, both = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(3))
+    assert (one["seeds"], both["seeds"], both["images"]) == ([3], [3, 5], 4) and "std" not in one
+    for name in ("kernel", "swd_mean_real", "recall"):
+        assert both[name] == pytest.approx((one[name] + other[name]) / 2)
+        assert both["std"][name] == pytest.approx(abs(one[name] - other[name]) / 2 ** 0.5)
+    assert both["swd"] == pytest.approx(np.mean([one["swd"], other["swd"]], 0).tolist())
+    assert re.search(r"kernel +-?[\d.]+ ± [\d.]+ +-?[\d.]+ ± [\d.]+  x1000\n", shown)
+    assert both["suspicious"] == one["suspicious"] and "suspicious" not in both["std"]  # of all images
+
+
 def test_neighbours_are_shown_and_mirrored_copies_found(faces, tmp_path):
     folder = tmp_path / "mirrored"
     folder.mkdir()

@@ -1,0 +1,24 @@
+"""Features of faces that need no download: those of a ResNet-18 (He et al. 2016, arXiv:1512.03385) of random weights.
+
+Random features know no data set, so they favour none (Naeem et al. 2020, arXiv:2002.09797, who take a VGG16). They tell
+real faces from scrambled, repeated or too typical ones; from blurred ones hardly, which is what SWD is for.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from common.images import to_float
+
+BATCH = 100  # images
+
+
+@torch.no_grad()
+def features(images: Tensor) -> np.ndarray:
+    """Return features (N, 512) float32 of images (N, 3, H, W) uint8; the network is the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = resnet18(weights=None).eval()
+    network.fc = nn.Identity()
+    return torch.cat([network(to_float(batch)) for batch in images.split(BATCH)]).numpy()
