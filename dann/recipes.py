@@ -12,18 +12,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser, fraction, positive_float
+from common.cli import Parser, fraction, positive_float, positive_int
 from common.errors import UserError
 
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
 _COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
-           "lr_schedule": "cosine"}
+           "adversary": False, "teacher": False, "views": 1, "target_only": 0.0, "dropout": 0.5,
+           "lr": 1e-3, "lr_schedule": "cosine"}
+OF_BOTH = ("adversary", "teacher", "neighbours", "views")  # parts that take images of both domains
 RECIPES: dict[str | None, dict[str, Any]] = {
     None: _COMMON,
     "plain": _COMMON | {"adversary": True},
-    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "target_only": 0.3,
-                       "dropout": 0.1, "lr": 2e-3},
+    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "views": 2,
+                       "target_only": 0.3, "dropout": 0.1, "lr": 2e-3},
 }
 
 
@@ -41,6 +42,7 @@ def add_recipe_flags(parser: Parser) -> None:
                        ("adversary", "train the features to confuse the domain discriminator"),
                        ("teacher", "train on target images too, labelled by an average of the network")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=what)
+    group.add_argument("--views", metavar="N", type=positive_int, help="augmented copies of a target image in a step")
     group.add_argument("--target-only", metavar="SHARE", type=fraction,
                        help="of the steps, at the end, that train on target images alone")
     group.add_argument("--dropout", metavar="SHARE", type=fraction, help="of the feature channels, in training")
@@ -50,9 +52,9 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings with every None replaced by the recipe's value; UserError if they contradict each other."""
     mode = settings["mode"]
     recipe = settings["recipe"] if mode == "dann" else None
-    if mode != "dann" and (settings["adversary"] or settings["teacher"] or settings["neighbours"]):
-        raise UserError(f"--adversary, --teacher and --neighbours belong to --mode dann, got --mode {mode}: leave them "
-                        "out")
+    for name in OF_BOTH:
+        if mode != "dann" and settings[name] not in (None, _COMMON[name]):
+            raise UserError(f"--{name} belongs to --mode dann, got --mode {mode}: leave it out")
     completed = {**settings, "recipe": recipe}
     recipes = RECIPES[recipe]
     if settings["teacher"] is False:  # and the phase that needs one

@@ -109,10 +109,11 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         x = target_x = pseudo = None
         if target_index is not None:
             clean = target_images[target_index]
-            target_x = augmented(clean, args.target)
+            target_x = torch.cat([augmented(clean, args.target) for _ in range(args.views)])
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise))
+                    found = pseudo_labels(teacher.module, network_input(clean, args.standardise))
+                pseudo = tuple(x.repeat(args.views) for x in found)
         if not target_only:
             chosen = neighbours(images[index], clean) if args.neighbours else images[index]
             x = augmented(chosen, domain)

@@ -7,7 +7,6 @@ real faces from scrambled, repeated or too typical ones; from blurred ones hardl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from common.images import to_float
 
@@ -17,6 +16,8 @@ BATCH = 100  # images
 @torch.no_grad()
 def features(images: Tensor) -> np.ndarray:
     """Return features (N, 512) float32 of images (N, 3, H, W) uint8; the network is the same at every call."""
+    from torchvision.models import resnet18  # takes a second, which other commands need not wait
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = resnet18(weights=None).eval()
