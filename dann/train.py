@@ -51,7 +51,7 @@ from dann.teacher import DECAY, pseudo_labels
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    cli.add_training_flags(parser, steps=8000, batch_size=128, lr_schedule=None)
+    cli.add_training_flags(parser, steps=6000, batch_size=128, lr_schedule=None)
     parser.add_argument("--seeds", metavar="N", type=cli.non_negative_int, nargs="+",
                         help="train once per seed, in run folders whose names end in -seedN")
     parser.add_argument("--source", metavar="DOMAIN", choices=DOMAIN_CHOICES, default="mnistm",
