@@ -68,8 +68,8 @@ def health(discriminator: nn.Module, generated: Tensor, train: Tensor, val: Tens
     """
     judge = copy.deepcopy(discriminator)  # a forward pass in training mode changes running statistics
     device = next(judge.parameters()).device
-    with autocast(device, dtype):
-        d_train, d_val = (judge(to_float(faces.to(device))).sigmoid().mean() for faces in (train, val))
+    with autocast(device, dtype):  # in one batch, or batch normalisation would tell the two apart
+        d_train, d_val = judge(to_float(torch.cat([train, val]).to(device))).sigmoid().view(2, -1).mean(1)
     return {"d_gap": d_train - d_val, "near_duplicates": torch.tensor(near_duplicates(generated, train), device=device)}
 
 
