@@ -30,7 +30,7 @@ def smooth_images(count: int, seed: int) -> list[Image.Image]:
     return [field.resize((64, 64), Image.Resampling.BICUBIC) for field in fields]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def faces(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for seed, (split, count) in enumerate({"train": 10, "val": 8}.items()):
@@ -41,14 +41,14 @@ def faces(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def smooth() -> torch.Tensor:
     """(40, 3, 64, 64) uint8."""
     arrays = np.stack([np.asarray(image) for image in smooth_images(40, seed=2)])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run_gan(faces):
     """Train in this process on the small faces; return the run folder."""
     def run(out: Path, model: str, steps: int, *flags: str) -> Path:
@@ -59,7 +59,7 @@ def run_gan(faces):
     return run
 
 
-@pytest.fixture(scope="session", params=["dcgan", "sagan"])
+@pytest.fixture(scope="package", params=["dcgan", "sagan"])
 def trained(request, run_gan, tmp_path_factory) -> tuple[str, Path]:
     """(model, run folder) of a run of four steps without interruption."""
     return request.param, run_gan(tmp_path_factory.mktemp("run") / request.param, request.param, 4)
