@@ -63,7 +63,7 @@ COMMANDS = {"gan.inference": gan_inference, "gan.evaluate": gan_evaluate, "diffu
 SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teacher", DISTILLED: "digits"}
 COMPARISONS = {"samplers": "diffusion.pt", "full-chain": "diffusion.pt", "full-chain-distilled": DISTILLED,
                "distilled": DISTILLED}
-CELLS = ("dann", "dann-map")  # results of dann.evaluate
+CELLS = ("dann",)  # results of dann.evaluate
 OPTIONAL_FACE_SCORES = {  # key -> title and format
     "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -114,7 +114,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers": lambda: compare.to_markdown(result("samplers")["rows"]),
     "speed": lambda: benchmark.speed_table(result("benchmark"), result("benchmark-gpu")),
     "work": lambda: benchmark.work_table(result("benchmark")),
-    "dann-map": lambda: dann_evaluate.map_table(result("dann-map")),
     **{f"dann-{split}": lambda split=split: dann_evaluate.to_markdown(result("dann"), (split,))
        for split in dann_evaluate.SPLITS}}
 
@@ -193,7 +192,6 @@ def draw_strip(path: Path) -> None:
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {  # pictures made from files of report/, without a command
-    "dann-map.png": lambda path: dann_evaluate.draw_map(result("dann-map"), path),
     "full-chain.png": lambda path: compare.plot(result("full-chain")["rows"], path),
     "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path), "strip.png": draw_strip}
 
