@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser, fraction, positive_float, positive_int
+from common.cli import Parser, fraction, positive_float
 from common.errors import UserError
 
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
 _COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "views": 1, "target_only": 0.0, "dropout": 0.5,
+           "adversary": False, "teacher": False, "target_only": 0.0, "dropout": 0.5,
            "lr": 1e-3, "lr_schedule": "cosine"}
-OF_BOTH = ("adversary", "teacher", "neighbours", "views")  # parts that take images of both domains
+OF_BOTH = ("adversary", "teacher", "neighbours")  # parts that take images of both domains
 RECIPES: dict[str | None, dict[str, Any]] = {
     None: _COMMON,
     "plain": _COMMON | {"adversary": True},
-    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "views": 2,
+    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True,
                        "target_only": 0.3, "dropout": 0.1, "lr": 2e-3},
 }
 
@@ -42,7 +42,6 @@ def add_recipe_flags(parser: Parser) -> None:
                        ("adversary", "train the features to confuse the domain discriminator"),
                        ("teacher", "train on target images too, labelled by an average of the network")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=what)
-    group.add_argument("--views", metavar="N", type=positive_int, help="augmented copies of a target image in a step")
     group.add_argument("--target-only", metavar="SHARE", type=fraction,
                        help="of the steps, at the end, that train on target images alone")
     group.add_argument("--dropout", metavar="SHARE", type=fraction, help="of the feature channels, in training")

@@ -51,7 +51,7 @@ from dann.teacher import DECAY, pseudo_labels
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
-    cli.add_training_flags(parser, steps=6000, batch_size=128, lr_schedule=None)
+    cli.add_training_flags(parser, steps=8000, batch_size=128, lr_schedule=None)
     parser.add_argument("--seeds", metavar="N", type=cli.non_negative_int, nargs="+",
                         help="train once per seed, in run folders whose names end in -seedN")
     parser.add_argument("--source", metavar="DOMAIN", choices=DOMAIN_CHOICES, default="mnistm",
@@ -109,11 +109,10 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         x = target_x = pseudo = None
         if target_index is not None:
             clean = target_images[target_index]
-            target_x = torch.cat([augmented(clean, args.target) for _ in range(args.views)])
+            target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    found = pseudo_labels(teacher.module, network_input(clean, args.standardise))
-                pseudo = tuple(x.repeat(args.views) for x in found)
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise))
         if not target_only:
             chosen = neighbours(images[index], clean) if args.neighbours else images[index]
             x = augmented(chosen, domain)

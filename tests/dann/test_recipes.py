@@ -13,13 +13,13 @@ def settings(mode="dann", recipe="plus", **given):
 
 
 NOTHING = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "views": 1, "target_only": 0, "dropout": 0.5,
+           "adversary": False, "teacher": False, "target_only": 0, "dropout": 0.5,
            "lr": 1e-3, "lr_schedule": "cosine"}
 
 
 @pytest.mark.parametrize("mode, recipe, changed", [
     ("source", None, {}), ("target", None, {}), ("dann", "plain", {"adversary": True}),
-    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True, "views": 2,
+    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True,
                       "target_only": 0.3, "dropout": 0.1, "lr": 2e-3}),
 ])
 def test_defaults(mode, recipe, changed):
@@ -59,7 +59,6 @@ def test_the_recipe_belongs_to_mode_dann(mode):
     ({"mode": "source", "target_only": 0.5}, "needs --teacher"),
     ({"recipe": "plain", "target_only": 0.5}, "--target-only .* needs --teacher"),
     ({"mode": "source", "neighbours": True}, "--neighbours belongs to --mode dann"),
-    ({"mode": "target", "views": 2}, "--views belongs to --mode dann"),
 ])
 def test_contradictions(given, expected):
     with pytest.raises(UserError, match=expected):

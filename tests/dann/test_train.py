@@ -187,7 +187,7 @@ def test_a_collapse_is_reported_once(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-photograph", "--no-neighbours",
-                                   "--no-standardise", "--adversary", "--views 1", "--target-only 0.0",
+                                   "--no-standardise", "--adversary", "--target-only 0.0",
                                    "--dropout 0.5", "--lr 0.01", "--lr-schedule constant"])
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # after six steps no prediction would be confident
