@@ -31,14 +31,7 @@ from common.data.folder import default_data, load_faces, load_folder
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import FACE_SIZE, grid, save_picture
-from common.scores import (
-    few,
-    fidelity_and_diversity,
-    kernel_distance,
-    mean_pairwise_distance,
-    memorisation,
-    nearest,
-)
+from common.scores import few, fidelity_and_diversity, kernel_distance, mean_pairwise_distance, memorisation, nearest
 from gan.extras import PADDING, extra_scores
 from gan.features import features
 

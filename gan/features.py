@@ -4,6 +4,8 @@ Random features know no data set, so they favour none (Naeem et al. 2020, arXiv:
 real faces from scrambled, repeated or too typical ones; from blurred ones hardly, which is what SWD is for.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,13 +15,18 @@ from common.images import to_float
 BATCH = 100  # images
 
 
-@torch.no_grad()
-def features(images: Tensor) -> np.ndarray:
-    """Return features (N, 512) float32 of images (N, 3, H, W) uint8; the network is the same at every call."""
+@cache
+def _network() -> nn.Module:
     from torchvision.models import resnet18  # takes a second, which other commands need not wait
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = resnet18(weights=None).eval()
     network.fc = nn.Identity()
-    return torch.cat([network(to_float(batch)) for batch in images.split(BATCH)]).numpy()
+    return network
+
+
+@torch.no_grad()
+def features(images: Tensor) -> np.ndarray:
+    """Return features (N, 512) float32 of images (N, 3, H, W) uint8; the network is the same at every call."""
+    return torch.cat([_network()(to_float(batch)) for batch in images.split(BATCH)]).numpy()
