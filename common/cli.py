@@ -51,13 +51,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str) -> None:
         super().__init__(description=inspect.cleandoc(doc), formatter_class=_Help, allow_abbrev=False)
-        self._complete = False
+        self.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Settings:
         """Parse the command line."""
-        if not self._complete:  # here, so that it is the last one of --help
-            self.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
-            self._complete = True
         settings = super().parse_args(args, Settings())
         of_a_run = getattr(settings, "resume", None) or getattr(settings, "config", None)
         if getattr(settings, "data", "") is None and not of_a_run:

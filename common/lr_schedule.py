@@ -12,7 +12,6 @@ LR_SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
     "linear-half": lambda progress: min(1, 2 - 2 * progress),  # constant, then to 0 over the second half
     "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
-    "inverse": lambda progress: (1 + 10 * progress) ** -0.75,  # Ganin et al. 2016, JMLR 17(59), sec. 5.2; ends at 1/6
 }
 
 

@@ -22,6 +22,6 @@ def grad_reverse(x: Tensor, coeff: Tensor | float) -> Tensor:
     return _GradientReversal.apply(x, coeff)
 
 
-def grl_coeff(progress: float, gamma: float = 10.0) -> float:
-    """Return the paper's lambda (eq. 14; gamma: sec. 4): 0 at progress 0, the start, and nearly 1 at progress 1."""
-    return 2 / (1 + math.exp(-gamma * progress)) - 1
+def grl_coeff(progress: float) -> float:
+    """Return the paper's lambda (eq. 14; 10: sec. 4): 0 at progress 0, the start, and nearly 1 at progress 1."""
+    return 2 / (1 + math.exp(-10 * progress)) - 1

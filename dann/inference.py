@@ -9,6 +9,7 @@ be read is reported and left out of the CSV file; the exit code is then 2.
 import argparse
 import csv
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,7 +28,9 @@ SUITED = {"usps": " (handwriting)", "svhn": " (printed and street numbers)"}  # 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    released = {path.stem.rpartition("-")[2]: path for path in sorted(RELEASED.glob("dann-*.pt"))}
+    released = {}
+    for path in sorted(RELEASED.glob("dann-*.pt")):
+        released.setdefault(path.stem.rpartition("-")[2], []).append(path)
     parser = Parser(__doc__)
     parser.add_argument("test_dir", metavar="TEST_DIR", type=Path, help="folder of images of the target domain")
     parser.add_argument("out", metavar="OUT.csv", type=Path)
@@ -39,14 +42,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_force_flag(parser)
     args = parser.parse_args(argv)
     if args.weights is None:
-        args.weights = released[args.target or target_of(args.test_dir, list(released))]
+        args.weights, *others = released[args.target or target_of(args.test_dir, list(released))]
+        if others:
+            raise UserError(f"{args.weights} and {others[0]} are for one target: choose with --weights")
     return args
 
 
 def target_of(folder: Path, targets: list[str]) -> str:
     """Return the target that the path names, as it is given or from the root; UserError if it names none or several."""
     for path in (str(folder), os.path.abspath(folder)):  # links keep their names
-        named = [target for target in targets if target in path.lower()]
+        named = [target for target in targets if re.search(f"(?<![a-z]){target}(?![a-z])", path.lower())]
         if named:
             break
     if len(named) != 1:

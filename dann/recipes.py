@@ -17,14 +17,14 @@ from common.errors import UserError
 
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
 _COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "target_only": 0.0, "dropout": 0.5,
-           "lr": 1e-3, "lr_schedule": "cosine"}
-OF_BOTH = ("adversary", "teacher", "neighbours")  # parts that take images of both domains
+           "adversary": False, "teacher": False, "alignment": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
+           "lr_schedule": "cosine"}
+OF_BOTH = ("adversary", "teacher", "alignment", "target_only", "neighbours")  # parts that take images of both domains
 RECIPES: dict[str | None, dict[str, Any]] = {
     None: _COMMON,
     "plain": _COMMON | {"adversary": True},
-    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True,
-                       "target_only": 0.3, "dropout": 0.1, "lr": 2e-3},
+    "plus": _COMMON | {"photograph": True, "neighbours": True, "teacher": True, "alignment": True, "target_only": 0.3,
+                       "dropout": 0.1, "lr": 2e-3},
 }
 
 
@@ -40,7 +40,8 @@ def add_recipe_flags(parser: Parser) -> None:
                        ("neighbours", "give source images the left and right edges of target images"),
                        ("standardise", "scale every image to mean 0 and deviation 1, in inference too"),
                        ("adversary", "train the features to confuse the domain discriminator"),
-                       ("teacher", "train on target images too, labelled by an average of the network")):
+                       ("teacher", "train on target images too, labelled by an average of the network"),
+                       ("alignment", "align the teacher's labels with class shares: equal ones, then its own")):
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=what)
     group.add_argument("--target-only", metavar="SHARE", type=fraction,
                        help="of the steps, at the end, that train on target images alone")
@@ -53,14 +54,15 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     recipe = settings["recipe"] if mode == "dann" else None
     for name in OF_BOTH:
         if mode != "dann" and settings[name] not in (None, _COMMON[name]):
-            raise UserError(f"--{name} belongs to --mode dann, got --mode {mode}: leave it out")
+            raise UserError(f"--{name.replace('_', '-')} belongs to --mode dann, got --mode {mode}: leave it out")
     completed = {**settings, "recipe": recipe}
     recipes = RECIPES[recipe]
-    if settings["teacher"] is False:  # and the phase that needs one
-        recipes = recipes | {"target_only": 0.0}
+    if settings["teacher"] is False:  # and what needs one
+        recipes = recipes | {"alignment": False, "target_only": 0.0}
     completed |= {name: value for name, value in recipes.items() if settings[name] is None}
-    if completed["target_only"] and not completed["teacher"]:
-        raise UserError("--target-only trains on a teacher's labels: it needs --teacher")
+    for name in ("alignment", "target_only"):
+        if completed[name] and not completed["teacher"]:
+            raise UserError(f"--{name.replace('_', '-')} is about a teacher's labels: it needs --teacher")
     if mode == "dann" and not (completed["adversary"] or completed["teacher"]):
         raise UserError("--mode dann needs --adversary or --teacher: to train without both, use --mode source")
     return completed

@@ -7,8 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.cli import Parser
 from common.data.folder import ImageSet, has_split, load_digits
 from common.distributed import max_over_ranks, rank
@@ -55,21 +53,15 @@ def scored_sets(args: argparse.Namespace, unlabelled: ImageSet | None = None) ->
         except UserError as missing:  # this mode trains without them
             log.warning("no validators: %s", missing)
     if unlabelled is not None:
-        sets["target"] = _some(unlabelled)
+        sets["target"] = unlabelled.sample(MOST)
         if has_split(args.data, args.source, "val"):
-            sets["source"] = _some(load_digits(args.data, args.source, "val"))
+            sets["source"] = load_digits(args.data, args.source, "val").sample(MOST)
         elif args.select in OF_SOURCE:
             raise UserError(f"--select {args.select} needs labelled val images, which {args.source} has not: choose "
                             "another validator")
         else:
             log.warning("no validators %s: %s has no val images with labels", " and ".join(OF_SOURCE), args.source)
     return sets
-
-
-def _some(digits: ImageSet) -> ImageSet:
-    rows = torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))[:MOST]
-    return ImageSet(digits.images[rows], None if digits.labels is None else digits.labels[rows],
-                    [digits.names[row] for row in rows])
 
 
 def best(rows: list[dict[str, float]], name: str) -> dict[str, float]:

@@ -10,16 +10,8 @@ normalisation sees one domain at a time.
 The network of the last step is kept and scored on the target, or that of the preview which --select likes best. The
 best score of all previews is stored as `oracle`, for comparison only, because choosing it takes target labels.
 
-The run folder holds last.pt (for resume and inference), result.json (the scores), metrics.jsonl, curves.png, and
-augmented images under samples/. What is logged:
-
-    class_loss         on labelled digits
-    domain_loss        of the discriminator
-    domain_accuracy    of the discriminator; at 0.5 it cannot tell the domains apart
-    called_source      share of images classified as source; at 0 or 1 the discriminator has collapsed
-    grl_coeff          the paper's lambda
-    pseudo_loss        on target images with a confident label from the teacher
-    confident          share of target images with such a label
+The run folder holds last.pt (for resume and inference), result.json (the scores), augmented images under samples/,
+curves.png and metrics.jsonl, which docs/training-logs.md explains.
 
 An epoch is one pass over the smaller training set. Learning rate and lambda follow the share of --steps that is done.
 """
@@ -45,7 +37,7 @@ from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, add_select_flag, scored_sets, write_result
 from dann.step import train_step
-from dann.teacher import DECAY, pseudo_labels
+from dann.teacher import DECAY, Alignment, alignment_strength, pseudo_labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -67,6 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     seed_given = args.seed != args.defaults["seed"] and not args.resume  # a resumed run has one in its args.json
     if args.seeds and (len(set(args.seeds)) < len(args.seeds) or seed_given):
         parser.error("--seeds: expected different numbers, and no --seed")
+    if args.seeds and args.resume not in (None, "auto"):
+        parser.error("--seeds: expected --resume auto, because a checkpoint belongs to one seed")
     if args.seeds and args.out.name in ("", ".."):
         parser.error(f"--out: {args.out} has no name to which -seedN could be added")
     same_name = args.source.removeprefix("builtin-") == args.target.removeprefix("builtin-")
@@ -92,12 +86,12 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     model = place(DANN(args.dropout), device)
     optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
     teacher = EMA(model, DECAY) if args.teacher else None
+    alignment = Alignment().to(device) if args.alignment else None
     scores = Scores(model if teacher is None else teacher.module, scored, args.standardise, args.select)
     # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
     streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
     parts = {"model": model, "optimizer": optimizer, "scores": scores}
-    if teacher is not None:
-        parts["teacher"] = teacher
+    parts |= {name: part for name, part in (("teacher", teacher), ("alignment", alignment)) if part}
     parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
     run = Run(out, KIND, settings, model_args_of(settings), parts, weights=scores.kept, inputs=inputs)
 
@@ -105,14 +99,15 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         scale = scale_range(domain, args.target) if args.geometry else None
         return network_input(images, args.standardise, scale, args.intensity, args.photograph)
 
-    def step_on(coeff: Tensor, index: Tensor, target_index: Tensor | None = None, *, target_only: bool) -> tuple:
+    def step_on(coeff: Tensor, strength: Tensor, index: Tensor, target_index: Tensor | None = None, *,
+                target_only: bool) -> tuple:
         x = target_x = pseudo = None
         if target_index is not None:
             clean = target_images[target_index]
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise))
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), alignment, strength)
         if not target_only:
             chosen = neighbours(images[index], clean) if args.neighbours else images[index]
             x = augmented(chosen, domain)
@@ -125,11 +120,12 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         progress = step / args.steps
         coeff = torch.full((), grl_coeff(progress), device=device)
-        metrics, batches = captured(coeff, *(distributed.shard(stream.next()) for stream in streams),
+        strength = torch.full((), alignment_strength(progress), device=device)
+        metrics, batches = captured(coeff, strength, *(distributed.shard(stream.next()) for stream in streams),
                                     target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:
-            distributed.average_buffers(teacher.module)
+            distributed.average_buffers(teacher.module, *filter(None, [alignment]))
             teacher.update(model)
         if run.due(args.sample_every):
             scores.add(step + 1)

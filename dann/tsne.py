@@ -85,12 +85,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{args.before} is for {' -> '.join(pairs[0])}, {args.after} for {' -> '.join(pairs[1])}: "
                         "name two networks for the same domains")
 
-    sets = [load_digits(args.data, domain, "val") for domain in pairs[0]]
-    chosen = [torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))[:args.points]
-              for digits in sets]
-    images = torch.cat([digits.images[rows] for digits, rows in zip(sets, chosen, strict=True)])
-    labels = torch.cat([digits.labels[rows] for digits, rows in zip(sets, chosen, strict=True)])
-    counts = [len(rows) for rows in chosen]
+    sets = [load_digits(args.data, domain, "val").sample(args.points) for domain in pairs[0]]
+    images = torch.cat([digits.images for digits in sets])
+    labels = torch.cat([digits.labels for digits in sets])
+    counts = [len(digits.labels) for digits in sets]
     planes = {title: embed(predict(model, images, model_args["standardise"], device)[0].numpy())
               for title, (model, model_args) in networks.items()}
     draw(planes, labels.numpy(), np.repeat([0, 1], counts), pairs[0], args.out)

@@ -122,8 +122,6 @@ def classification_accuracy(fake: ImageSet, real: ImageSet, val: ImageSet, devic
     """
     count, scores = min(len(fake.images), len(real.images)), {}
     for name, digits in (("cas", fake), ("cas_real", real)):
-        chosen = torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))[:count]
-        sample = ImageSet(digits.images[chosen], digits.labels[chosen], [])
-        _, predicted = predict(train(sample, device, dtype, 0, CAS_BATCH_SIZE), val.images, device, dtype)
+        _, predicted = predict(train(digits.sample(count), device, dtype, 0, CAS_BATCH_SIZE), val.images, device, dtype)
         scores[name] = float((predicted == val.labels).float().mean())
     return scores

@@ -6,12 +6,8 @@ DDPM (Ho et al. 2020, arXiv:2006.11239) with label dropout for classifier-free g
 arXiv:2207.12598). Unlike DDPM, the defaults predict the velocity on a cosine schedule with min-SNR weights; the paper's
 recipe is `--prediction noise --schedule linear --no-min-snr`.
 
-The run folder holds last.pt (for resume and inference), curves.png, previews with one row per digit in samples/, and
-the log metrics.jsonl:
-
-    loss                    the weighted squared error
-    loss_q0 .. loss_q3      its mean in each quarter of the time axis, from little noise to almost pure noise
-    grad_norm               norm of the gradient, before it is clipped to 1
+The run folder holds last.pt (for resume and inference), previews with one row per digit in samples/, curves.png and
+metrics.jsonl, which docs/training-logs.md explains.
 """
 
 import argparse

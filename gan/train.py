@@ -10,13 +10,7 @@ SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe
 training set, try `--r1 0.1` or more faces.
 
 The run folder holds last.pt (for resume and inference), samples/ (32 faces, always from the same noise), curves.png and
-metrics.jsonl. Besides the losses, this log has:
-
-    d_real, d_fake     D's mean probability of being real, for training faces and for generated ones
-    d_gap              D's probability for training faces minus that for validation faces; D memorises above 0.25
-    near_duplicates    share of generated faces that nearly repeat another one; G has collapsed above 0.5
-    r1                 the penalty of --r1, before its weight
-    gamma_g1, ...      weight of each attention layer of SAGAN's G and D; all start at 0
+metrics.jsonl, which docs/training-logs.md explains.
 """
 
 import argparse

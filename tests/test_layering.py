@@ -102,7 +102,7 @@ def test_rooms_are_small():
     lines = {name: (PROJECT / name).read_text().count("\n") for name in TREES}
     assert all(count <= 300 for count in lines.values())
     assert all(count <= 190 for name, count in lines.items() if name.endswith("/train.py"))
-    assert sum(lines.values()) <= 7810
+    assert sum(lines.values()) <= 7830
 
 
 def test_one_module_reads_and_writes_model_files_and_none_can_run_code_from_them():

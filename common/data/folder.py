@@ -40,6 +40,12 @@ class ImageSet(NamedTuple):
     labels: torch.Tensor | None  # (N,) int64
     names: list[str]  # of the files
 
+    def sample(self, count: int) -> "ImageSet":
+        """Return a random choice of at most `count` images, always the same."""
+        rows = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:count]
+        return ImageSet(self.images[rows], None if self.labels is None else self.labels[rows],
+                        [self.names[row] for row in rows])
+
 
 def fingerprint(*sets: ImageSet) -> str:
     """Return a hash of all pixels and labels: 16 hexadecimal digits. Equal images under other names are equal data."""

@@ -11,7 +11,6 @@ from common.lr_schedule import LR_SCHEDULES, lr_at, set_lr
     ("linear", [8, 7, 6, 5, 4, 3, 2, 1]),
     ("linear-half", [8, 8, 8, 8, 8, 6, 4, 2]),
     ("cosine", [8, 7.6955, 6.8284, 5.5307, 4, 2.4693, 1.1716, 0.3045]),
-    ("inverse", [8 / (1 + 10 * step / 8) ** 0.75 for step in range(8)]),
 ])
 def test_rates_of_a_run_of_eight_steps(schedule, expected):
     assert [lr_at(8.0, schedule, step, 8) for step in range(8)] == pytest.approx(expected, abs=1e-4)

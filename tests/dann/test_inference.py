@@ -142,6 +142,18 @@ def test_every_released_target_can_be_chosen(released, images, tmp_path, capsys)
         main([str(images), str(tmp_path / "other.csv"), "--target", "svhn"])
 
 
+def test_two_networks_for_one_target(released, images, tmp_path):
+    (released / "dann-mnistm-svhn.pt").rename(released / "dann-mnist-usps.pt")
+    with pytest.raises(UserError, match=r"dann-mnist-usps.pt and .*mnistm-usps.pt are for one target: choose"):
+        main([str(images), str(tmp_path / "OUT.csv")])
+    assert main([str(images), str(tmp_path / "OUT.csv"), "--weights", str(released / "dann-mnist-usps.pt")]) == 0
+
+
+def test_a_target_whose_name_begins_like_another():
+    assert target_of(Path("digits/mnistm/data"), ["mnist", "mnistm"]) == "mnistm"
+    assert target_of(Path("digits/MNIST-test"), ["mnist", "mnistm"]) == "mnist"
+
+
 def test_says_when_the_target_was_a_stand_in(images, tmp_path, capsys):
     for target in ("builtin-svhn", "usps", "receipts"):  # the last one: a domain that a user has added
         path = tmp_path / f"{target}.pt"

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from dann.grl import grad_reverse, grl_coeff
 from dann.losses import called_source, class_loss, diagnose, domain_accuracy, domain_loss, pseudo_label_loss
 from dann.networks import DANN
-from dann.teacher import pseudo_labels
+from dann.teacher import Alignment, alignment_strength, pseudo_labels
 from tests.trainers import same
 
 GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
+OFF, ON = torch.zeros(()), torch.ones(())
 
 
 def test_architecture():
@@ -69,7 +70,6 @@ def test_coefficient():
     assert grl_coeff(0) == 0
     assert grl_coeff(0.5) == pytest.approx(math.tanh(2.5), abs=1e-12)
     assert grl_coeff(1) == pytest.approx(0.9999092, abs=1e-7)
-    assert grl_coeff(0.3, gamma=0) == 0
 
 
 def test_losses_by_hand():
@@ -110,14 +110,56 @@ def test_the_teacher_uses_statistics_of_the_batch_and_no_dropout():
     torch.manual_seed(0)
     teacher = DANN()
     images = torch.randn(16, 3, 28, 28) * 3 + 1
-    digits, confident = pseudo_labels(teacher, images)
+    digits, confident = pseudo_labels(teacher, images, None, OFF)
     assert (digits.dtype, confident.dtype) == (torch.int64, torch.bool) and digits.shape == confident.shape == (16,)
-    assert same(pseudo_labels(teacher, images), (digits, confident))
+    assert same(pseudo_labels(teacher, images, None, OFF), (digits, confident))
     torch.testing.assert_close(teacher.feature[1].running_mean,
                                0.19 * teacher.feature[0](images).mean((0, 2, 3)))  # two steps of momentum 0.1
     teacher.classifier[-1].bias.data[7] += 100
-    digits, confident = pseudo_labels(teacher, images)
+    digits, confident = pseudo_labels(teacher, images, None, OFF)
     assert (digits == 7).all() and confident.all()
     teacher.classifier[-1].weight.data.zero_()
     teacher.classifier[-1].bias.data.zero_()
-    assert not pseudo_labels(teacher, images)[1].any()
+    assert not pseudo_labels(teacher, images, Alignment(), OFF)[1].any()
+
+
+def test_alignment_fades():
+    assert [alignment_strength(progress) for progress in (0, 0.05, 0.2, 1)] == [0.5, 0.375, 0, 0]
+
+
+def test_alignment_raises_the_share_of_a_rare_digit():
+    probabilities = torch.full((4, 10), 0.01)
+    probabilities[:3, 5], probabilities[3, 5], probabilities[3, 6] = 0.91, 0.50, 0.42
+    alignment, shares = Alignment(), torch.full((10,), 0.1)
+    for strength in (0.0, 0.5, 1.0):  # equal shares are wanted at first, so here 0 is like 1
+        shares = 0.95 * shares + 0.05 * probabilities.mean(0)
+        expected = F.normalize(probabilities / shares ** (strength or 1), p=1)
+        torch.testing.assert_close(alignment(probabilities, torch.tensor(strength)), expected)
+    assert [alignment(probabilities, ON) for _ in range(100)][-1].argmax(1).tolist() == [5, 5, 5, 6]
+
+
+def test_the_shares_at_the_end_of_the_fade_are_kept():
+    probabilities = torch.eye(10)[[1, 1, 1, 2]] * 0.9 + 0.01
+    alignment = Alignment()
+    for strength in (0.01, 0.0, 0.0):
+        for _ in range(200):
+            aligned = alignment(probabilities, torch.tensor(strength))
+        torch.testing.assert_close(alignment.wanted, probabilities.mean(0), atol=0.05, rtol=0)
+        torch.testing.assert_close(aligned, probabilities, atol=0.05, rtol=0)
+        torch.testing.assert_close(alignment.wanted.sum(), torch.tensor(1.0))
+    drifted = torch.eye(10)[[1, 1, 1, 1]] * 0.9 + 0.01  # the digit that was a 2
+    drifted[3, 2] = 0.4
+    for _ in range(200):
+        aligned = alignment(drifted, OFF)
+    assert aligned.argmax(1).tolist() == [1, 1, 1, 2] and drifted.argmax(1).tolist() == [1, 1, 1, 1]
+
+
+def test_alignment_leaves_equal_shares_and_hopeless_digits_alone():
+    even = torch.eye(10) * 0.9 + 0.01
+    torch.testing.assert_close(Alignment()(even, ON), even)
+    alignment = Alignment()
+    alignment.shares.fill_(1e-9)  # a digit that is never predicted
+    alignment.shares[:3] = 1 / 3
+    probabilities = torch.eye(10)[:3]
+    probabilities[:, 9] = 1e-6
+    assert alignment(probabilities, ON).argmax(1).tolist() == [0, 1, 2]

@@ -13,14 +13,14 @@ def settings(mode="dann", recipe="plus", **given):
 
 
 NOTHING = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "target_only": 0, "dropout": 0.5,
-           "lr": 1e-3, "lr_schedule": "cosine"}
+           "adversary": False, "teacher": False, "alignment": False, "target_only": 0, "dropout": 0.5, "lr": 1e-3,
+           "lr_schedule": "cosine"}
 
 
 @pytest.mark.parametrize("mode, recipe, changed", [
     ("source", None, {}), ("target", None, {}), ("dann", "plain", {"adversary": True}),
-    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True,
-                      "target_only": 0.3, "dropout": 0.1, "lr": 2e-3}),
+    ("dann", "plus", {"photograph": True, "neighbours": True, "teacher": True, "alignment": True, "target_only": 0.3,
+                      "dropout": 0.1, "lr": 2e-3}),
 ])
 def test_defaults(mode, recipe, changed):
     completed = settings(mode, recipe or "plus", seed=7)
@@ -30,13 +30,13 @@ def test_defaults(mode, recipe, changed):
 
 def test_without_a_teacher_nothing_needs_one():
     completed = settings(teacher=False, adversary=True)
-    assert completed["target_only"] == 0
+    assert (completed["alignment"], completed["target_only"]) == (False, 0)
 
 
 def test_given_values_win_and_are_named_in_the_order_of_the_table():
-    completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, dropout=0.5)
+    completed = settings(lr=1.0, lr_schedule="constant", geometry=False, adversary=True, teacher=True, alignment=False)
     assert changes_of(settings(target_only=0.0, dropout=0.5)) == ["target only 0.0", "dropout 0.5"]
-    assert changes_of(completed) == ["no geometry", "adversary", "dropout 0.5", "lr 1.0", "lr schedule constant"]
+    assert changes_of(completed) == ["no geometry", "adversary", "no alignment", "lr 1.0", "lr schedule constant"]
     assert changes_of(settings("source", intensity=False, lr=1e-3)) == ["no intensity"]
 
 
@@ -56,8 +56,10 @@ def test_the_recipe_belongs_to_mode_dann(mode):
     ({"mode": "target", "adversary": True}, "--adversary belongs to --mode dann"),
     ({"teacher": False}, "--mode source"),
     ({"recipe": "plain", "adversary": False}, "--mode source"),
-    ({"mode": "source", "target_only": 0.5}, "needs --teacher"),
+    ({"mode": "source", "target_only": 0.5}, "--target-only belongs to --mode dann"),
+    ({"mode": "target", "alignment": True}, "--alignment belongs to --mode dann"),
     ({"recipe": "plain", "target_only": 0.5}, "--target-only .* needs --teacher"),
+    ({"recipe": "plain", "alignment": True}, "--alignment .* needs --teacher"),
     ({"mode": "source", "neighbours": True}, "--neighbours belongs to --mode dann"),
 ])
 def test_contradictions(given, expected):

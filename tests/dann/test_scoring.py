@@ -268,7 +268,7 @@ def test_result_file(tmp_path):
     scores.load_state_dict({"rows": [{"step": 5, "val": 0.75, "snd": 1.0}, {"step": 10, "val": 0.5, "snd": 0.0}]})
     settings = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
                 "geometry": False, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-                "adversary": True, "teacher": False, "target_only": 0.0, "dropout": 0.5,
+                "adversary": True, "teacher": False, "alignment": False, "target_only": 0.0, "dropout": 0.5,
                 "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu",
                 "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"}, "select": "last"}
     assert write_result(tmp_path, settings, scores) == "mnistm -> usps dann plain: target val 50.0%"

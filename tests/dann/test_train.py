@@ -115,7 +115,7 @@ def test_same_seed_same_bits_and_resumed_equals_unbroken(mode, train, weights, m
 
 
 def test_checkpoint_parts_and_no_random_states(train):
-    for mode, names in (("source", set()), ("plus", {"target_batches", "teacher"})):
+    for mode, names in (("source", set()), ("plus", {"target_batches", "teacher", "alignment"})):
         content = torch.load(train(mode, *MODES[mode]) / "last.pt", weights_only=True)
         assert content["parts"].keys() == {"model", "optimizer", "batches", "scores"} | names
         assert "rng" not in content
@@ -136,6 +136,16 @@ def test_the_teacher_sees_unchanged_images(data, train, monkeypatch):
     clean = network_input(load_digits(data, "usps", "train").images).flatten(1)
     assert len(seen) == 6
     assert all((image.flatten() == clean).all(1).any() for batch in seen for image in batch)
+
+
+def test_the_alignment_fades_and_can_be_switched_off(train, monkeypatch):
+    seen = []
+    monkeypatch.setattr("dann.teacher.FADE", 0.5)
+    monkeypatch.setattr(training, "pseudo_labels", lambda *args: seen.append(args[2:]) or pseudo_labels(*args))
+    train("on")
+    train("off", "--no-alignment")
+    assert [strength.item() for _, strength in seen] == pytest.approx(2 * [1 / 2, 1 / 3, 1 / 6, 0, 0, 0])
+    assert [alignment is None for alignment, _ in seen] == 6 * [False] + 6 * [True]
 
 
 def test_only_the_source_is_scaled_to_the_size_of_the_target(train, monkeypatch):
@@ -187,10 +197,11 @@ def test_a_collapse_is_reported_once(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-photograph", "--no-neighbours",
-                                   "--no-standardise", "--adversary", "--target-only 0.0",
+                                   "--no-standardise", "--adversary", "--no-alignment", "--target-only 0.0",
                                    "--dropout 0.5", "--lr 0.01", "--lr-schedule constant"])
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # after six steps no prediction would be confident
+    monkeypatch.setattr("dann.teacher.MOMENTUM", 1.0)  # nor the mean of them far from equal shares
     assert not same(weights(train("on")), weights(out := train("off", *flags.split())))
     row = flags.removeprefix("--").replace("-", " ")
     assert json.loads((out / "result.json").read_text())["changes"] == [row]
@@ -233,6 +244,7 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     (["--seeds", "-1"], "--seeds"),
     (["--seeds", "3", "3"], "--seeds: expected different numbers"),
     (["--seeds", "3", "--seed", "1"], "--seeds: .* no --seed"),
+    (["--seeds", "3", "--resume", "runs/x/last.pt"], "--seeds: expected --resume auto"),
     (["--data", "nowhere"], "nowhere"),
 ])
 def test_user_mistakes(flags, expected, data, tmp_path):
