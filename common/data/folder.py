@@ -5,8 +5,7 @@
 
 `common.prepare` writes this layout; only this module reads it. Every set fits in memory: it is decoded once and
 cached as one `.npy` file in `<data>/.cache`. The name of that file holds a hash of the images' names, sizes and
-change times, so a changed image leads to a new cache file, which replaces the old one. `data="builtin"` selects the
-embedded sets, and so does a domain named `builtin-svhn`, whatever `data` is.
+change times, so a changed image leads to a new cache file, which replaces the old one.
 """
 
 import csv
@@ -43,8 +42,8 @@ class ImageSet(NamedTuple):
     def sample(self, count: int) -> "ImageSet":
         """Return a random choice of at most `count` images, always the same."""
         rows = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0))[:count]
-        return ImageSet(self.images[rows], None if self.labels is None else self.labels[rows],
-                        [self.names[row] for row in rows])
+        labels = None if self.labels is None else self.labels[rows]
+        return ImageSet(self.images[rows], labels, [self.names[row] for row in rows])
 
 
 def fingerprint(*sets: ImageSet) -> str:
@@ -73,8 +72,7 @@ def load_digits(data: str | Path, domain: str, split: str, labelled: bool = True
     are None: those of the CSV file are not looked at and may be missing. Without a train.csv, the training images are
     then those that neither val.csv nor test.csv names.
 
-    Raises:
-        UserError: an unknown domain, a missing folder or image, or a mistake in the CSV file (with its line).
+    Raises UserError for an unknown domain, a missing folder or image, or a mistake in the CSV file (with its line).
     """
     if split not in ("train", "val", "test"):
         raise ValueError(f"got split {split!r}, expected 'train', 'val' or 'test'")
@@ -224,8 +222,7 @@ def _unnamed_images(folder: Path) -> list[str]:
     """Return the images of a domain that are held out by neither val.csv nor test.csv."""
     others = [path for path in (folder / "val.csv", folder / "test.csv") if path.exists()]
     held_out = {row[0] for path in others for _, row in _read_csv(path, labelled=False)}
-    names = [name for name in _list_images(folder / "data") if name not in held_out]
-    if not names:
+    if not (names := [name for name in _list_images(folder / "data") if name not in held_out]):
         raise UserError(f"{folder}/data holds no images but those of val.csv and test.csv: add images to train with")
     log.info("no %s/train.csv: all %d images that val.csv and test.csv do not name are used", folder, len(names))
     return names
@@ -272,8 +269,7 @@ def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int
     else:
         images, sides = decode_strictly(folder, names, size)
         how = "decoded" if any(_store(path, key, images, sides) for path in paths) else "not cached"
-    rate = len(images) / (time.perf_counter() - start)
-    log.info("%s: %d images, %.0f images/s (%s)", key, len(images), rate, how)
+    log.info("%s: %d images, %.0f images/s (%s)", key, len(images), len(images) / (time.perf_counter() - start), how)
     warn_of_shapes(key, images, sides, exact=False)
     return torch.from_numpy(images)
 
