@@ -159,7 +159,8 @@ def test_both_classifiers_see_equally_many_digits(generated, real, digits_dir, m
         return classifier.DigitClassifier().eval()
 
     monkeypatch.setattr(classifier, "train", spy)
-    sets = [ImageSet(torch.randint(256, (count, 3, 28, 28), dtype=torch.uint8), torch.arange(count) % 10, [])
+    sets = [ImageSet(torch.randint(256, (count, 3, 28, 28), dtype=torch.uint8), torch.arange(count) % 10,
+                     [f"{row}.png" for row in range(count)])
             for count in (generated, real)]
     classifier.classification_accuracy(*sets, load_digits(digits_dir, "mnistm", "val"), *CPU)
     assert len(seen) == 2 and seen[0][1] == seen[1][1]  # the same seed and batch size, so the same steps
