@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from common.errors import UserError
 from common.files import atomic_path, cannot_write, read_json
@@ -36,11 +35,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
         raise cannot_write(path, error.__context__) from error
 
 
-def load(path: Path, kind: str | None = None) -> dict[str, Any]:
+def load(path: Path, *kinds: str) -> dict[str, Any]:
     """Read a run's checkpoint or a released file onto the CPU.
 
-    `kind` is the expected kind, e.g. "gan/sagan"; None accepts any. Raises UserError for a missing, damaged or foreign
-    file, and for another kind or format.
+    `kinds` are the expected kinds, e.g. "gan/sagan"; without them, any is accepted. Raises UserError for a missing,
+    damaged or foreign file, and for another kind or format.
     """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: train one first, or name another file")
@@ -59,8 +58,8 @@ def load(path: Path, kind: str | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: got checkpoint format {content['format']}, expected {FORMAT}")
     if not content.keys() >= {"kind", "model_args", "weights"}:
         raise UserError(f"{path} is damaged: parts of it are missing")
-    if kind not in (None, content["kind"]):
-        raise UserError(f"{path}: got a checkpoint of {content['kind']}, expected {kind}")
+    if kinds and content["kind"] not in kinds:
+        raise UserError(f"{path}: got a checkpoint of {content['kind']}, expected {' or '.join(kinds)}")
     return content
 
 
@@ -76,11 +75,10 @@ def _check_manifest(path: Path) -> None:
             raise UserError(f"{path} is not the file that {manifest} describes: fetch it again")
 
 
-def load_weights(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_weights(path: Path, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return (model_args, float32 state dict) for inference. Raises UserError like `load`."""
-    content = load(path, kind)
+    content = load(path, *kinds)
     weights = {name: w.float() if w.is_floating_point() else w for name, w in content["weights"].items()}
-    consume_prefix_in_state_dict_if_present(weights, "module.")  # of DistributedDataParallel
     return content["model_args"], weights
 
 

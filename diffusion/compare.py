@@ -20,15 +20,14 @@ from tqdm import tqdm
 from common import cli
 from common.checkpoint import RELEASED, sha256
 from common.data.folder import fingerprint, load_digits
-from common.device import select_device, select_dtype, synchronize
+from common.device import synchronize
 from common.errors import UserError
 from common.files import atomic_path, read_json, require_new, write_json, write_text
-from common.images import to_uint8
 from common.scores import few
 from common.tables import markdown
 from diffusion.classifier import load_or_train, predict, read_real
 from diffusion.evaluate import score
-from diffusion.pipeline import FULL, SAMPLERS, Pipeline, Setting, load_pipeline, sample, start_sampling
+from diffusion.pipeline import FULL, SAMPLERS, Pipeline, Setting, generate, load_pipeline, start_sampling
 from diffusion.schedule import NUM_TIMESTEPS
 
 SEED = 0
@@ -77,8 +76,7 @@ def measure(pipeline: Pipeline, setting: Setting, per_digit: int, device: torch.
     synchronize(device)
     start = time.perf_counter()
     for i in tqdm(range(0, len(pairs), batch_size), unit="batch", leave=False, disable=None):
-        *_, last = sample(pipeline, setting, SEED, pairs[i:i + batch_size], device, dtype)
-        images.append(to_uint8(last.x).cpu())
+        images.append(generate(pipeline, setting, SEED, pairs[i:i + batch_size], dtype))
     cost = {"evaluations": setting.evaluations, "seconds": time.perf_counter() - start}
     return torch.cat(images), torch.tensor([digit for digit, _ in pairs]), cost
 
@@ -138,15 +136,13 @@ def plot(rows: list[dict], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device = select_device(args.device)
-    dtype = select_dtype(device, args.precision)
+    device, dtype = cli.select(args)
     pipeline = load_pipeline(args.weights, device)
     for setting in args.settings.values():
         pipeline.check_guidance(setting.guidance, args.weights)
     train_set, real = (load_digits(args.data, args.domain, split) for split in ("train", "val"))
     about = {"weights": sha256(args.weights), "domain": args.domain, "data": fingerprint(train_set, real),
-             "images": 10 * args.per_digit, "device": str(device), "threads": torch.get_num_threads(),
-             "dtype": str(dtype)}
+             "images": 10 * args.per_digit, "device": str(device), "dtype": str(dtype)}
     rows = [] if args.out is None or args.force else read_rows(args.out, about)
     classifier = load_or_train(None, args.domain, train_set, device, dtype)
     real_features, _ = read_real(classifier, real, device, dtype)

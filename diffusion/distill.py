@@ -66,8 +66,9 @@ def check_teacher(teacher: Pipeline, path: Path, guidance: float, chain: int | N
     """Raise UserError if the teacher cannot be guided, its chain is not twice as long, or nothing is left to distil."""
     teacher.check_guidance(guidance, path)
     if teacher.distilled and teacher.distilled.sampler == "ddim" and teacher.distilled.steps != 2 * (chain or 0):
-        raise UserError(f"{path} was distilled to {teacher.distilled.steps} steps: got --chain {chain}, "
-                        f"expected half of them, {teacher.distilled.steps // 2}")
+        steps = teacher.distilled.steps
+        cure = "which cannot be halved" if steps % 2 else f"got --chain {chain}, expected half of them, {steps // 2}"
+        raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)}: {cure}")
     if chain is None and guidance == 1:
         raise UserError("with guidance 1 and without --chain, the student would equal its teacher: add --chain N")
 

@@ -19,7 +19,6 @@ import torch
 
 from common import cli
 from common.data.folder import load_digits, load_folder
-from common.device import select_device, select_dtype
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import DIGIT_SIZE, grid, save_picture
@@ -108,8 +107,7 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device = select_device(args.device)
-    dtype = select_dtype(device, args.precision)
+    device, dtype = cli.select(args)
     fake = load_folder(args.folder, DIGIT_SIZE)
     labels = digits_of(fake.names)
     real = load_digits(args.data, args.domain, "val")

@@ -1,5 +1,6 @@
 """A pipeline: a trained network, its noise schedule, and how it samples by default. All commands that sample use it."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,13 +107,13 @@ def start_sampling(device: torch.device) -> int:
     return BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
 
 
-def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]], device: torch.device,
+def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]],
            dtype: torch.dtype) -> Iterator[State]:
     """Sample one image per (digit, number) of `pairs`, and yield every state of the sampler.
 
-    The noise of an image depends only on the seed, its digit and its number. The network is on `device` and runs in
-    `dtype`.
+    The noise of an image depends only on the seed, its digit and its number. The network runs in `dtype`.
     """
+    device = pipeline.schedule.betas.device
     generators = [generator_for(seed, digit, number) for digit, number in pairs]
 
     def noise() -> Tensor:
@@ -131,8 +132,14 @@ def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[in
         yield from SAMPLERS[setting.sampler](denoise, pipeline.schedule, noise, setting.steps)
 
 
+def generate(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]],
+             dtype: torch.dtype) -> Tensor:
+    """Return the finished images of `sample`, (N, 3, 28, 28) uint8 on the CPU."""
+    last, = deque(sample(pipeline, setting, seed, pairs, dtype), maxlen=1)  # a list of all states would fill the memory
+    return to_uint8(last.x).cpu()
+
+
 def preview(pipeline: Pipeline, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:
     """Sample a picture with one row per digit, to watch a training."""
     pairs = [(digit, number) for digit in range(10) for number in range(PREVIEW_COLUMNS)]
-    *_, last = sample(pipeline, setting, seed, pairs, pipeline.schedule.betas.device, dtype)
-    return grid(to_uint8(last.x).cpu(), PREVIEW_COLUMNS, scale=2)
+    return grid(generate(pipeline, setting, seed, pairs, dtype), PREVIEW_COLUMNS, scale=2)

@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for the images, or name of the .png or .gif")
-    parser.add_argument("--model", choices=MODELS, default=DEFAULT_MODEL, help="network")
+    parser.add_argument("--model", choices=MODELS, help=f"network (default: that of --weights, or {DEFAULT_MODEL})")
     parser.add_argument("--weights", metavar="PATH", type=Path, help="(default: the released weights/MODEL.pt)")
     picture = parser.add_mutually_exclusive_group()
     picture.add_argument("--n", metavar="N", type=positive_int, default=1000, help="number of images in the folder")
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_device_flags(parser, precision=False)
     add_force_flag(parser)
     args = parser.parse_args(argv)
-    args.weights = args.weights or RELEASED / f"{args.model}.pt"
+    args.weights = args.weights or RELEASED / f"{args.model or DEFAULT_MODEL}.pt"
     for flag, given, suffix in (("--grid", args.grid, ".png"), ("--interpolate", args.interpolate, ".gif")):
         if given and args.out.suffix != suffix:
             parser.error(f"OUT: got {args.out}, expected a name that ends in {suffix} with {flag}")
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0  # one process writes the picture
     if args.grid or args.interpolate:
         require_new(args.force, args.out)
-    kind = MODELS[args.model].kind
-    model_args, weights = load_weights(args.weights, kind)
+    kinds = [model.kind for name, model in MODELS.items() if args.model in (None, name)]
+    model_args, weights = load_weights(args.weights, *kinds)
     generator = build_generator(model_args)
     load_into(generator, weights, args.weights)
     generator = place(generator, device).eval()
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wrote {args.out}")
     else:
         names = [f"{i:04d}.png" for i in range(args.n)]
-        stamp = f"{kind} weights={sha256(args.weights)[:16]} seed={args.seed}"
+        stamp = f"{MODELS[model_args['model']].kind} weights={sha256(args.weights)[:16]} seed={args.seed}"
         num_new = generate_folder(args.out, names, stamp, generate_batch, batch_size)
         print(f"{args.n} images in {args.out}, {num_new} of them made now")
     return 0

@@ -114,7 +114,7 @@ def diffusion_sampling(data: Data, device: torch.device, batch_size: int, dtype:
     """Take the few steps of diffusion.inference."""
     pipeline = load_pipeline(RELEASED / DISTILLED, device)
     pairs = [(number % 10, number) for number in range(batch_size)]
-    yield from sampling(lambda: sample(pipeline, pipeline.setting, 0, pairs, device, dtype), pipeline.setting.steps,
+    yield from sampling(lambda: sample(pipeline, pipeline.setting, 0, pairs, dtype), pipeline.setting.steps,
                         batch_size)
 
 

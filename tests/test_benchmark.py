@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import DeviceType
 
 from common.data.folder import ImageSet, load_digits, load_readable
-from common.device import Captured
+from common.device import Captured, allow_tf32
 from common.errors import UserError
 from common.images import save_image
 from common.metrics_log import MetricsLog
@@ -68,7 +68,7 @@ def test_every_work_can_be_done_again_and_sets_nothing_for_others(name, side, da
 
 def test_plain_work_runs_on_the_defaults_of_pytorch_and_ours_keeps_its_settings(monkeypatch):
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    monkeypatch.setattr(cudnn, "allow_tf32", False)  # as --precision fp32 and select_device have them
+    allow_tf32(False)  # as select_device does
     monkeypatch.setattr(cudnn, "benchmark", True)
     seen = []
 

@@ -55,12 +55,6 @@ def test_what_was_saved_comes_back(saved):
     assert os.listdir(saved.parent) == ["net.pt"]
 
 
-def test_weights_of_distributed_data_parallel_lose_their_prefix(tmp_path):
-    weights = {f"module.{name}": value for name, value in network().state_dict().items()}
-    checkpoint.save(tmp_path / "net.pt", content(weights=weights))
-    assert checkpoint.load_weights(tmp_path / "net.pt", KIND)[1].keys() == network().state_dict().keys()
-
-
 def test_folders_are_made(tmp_path):
     checkpoint.save(tmp_path / "a" / "b" / "net.pt", content())
     assert checkpoint.load(tmp_path / "a" / "b" / "net.pt", KIND)["step"] == 7
@@ -162,7 +156,7 @@ def test_missing_file(tmp_path):
 
 def test_wrong_kind_names_both(saved):
     assert re.search("got a checkpoint of test/net, expected gan/sagan", refused(saved, "gan/sagan"))
-    assert checkpoint.load(saved, None)["kind"] == KIND
+    assert checkpoint.load(saved)["kind"] == KIND
 
 
 def test_wrong_format_names_both(tmp_path):

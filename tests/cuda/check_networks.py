@@ -92,7 +92,7 @@ def test_in_bf16_maps_stay_bf16_and_channels_last(unet, device):
 def test_sampling_leaves_no_autocast_on(unet, device):
     schedule = make_schedule("cosine").to(device)
     pipeline = Pipeline(unet, schedule, {"width": 32, "prediction": "velocity", "schedule": "cosine"})
-    states = sample(pipeline, STANDARD._replace(steps=6), 0, [(3, 1), (5, 1)], device, torch.bfloat16)
+    states = sample(pipeline, STANDARD._replace(steps=6), 0, [(3, 1), (5, 1)], torch.bfloat16)
     for state in states:
         assert not torch.is_autocast_enabled(device.type), f"on after t = {state.t}"
         assert state.x.isfinite().all()

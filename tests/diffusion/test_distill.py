@@ -218,6 +218,8 @@ def test_killed_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
     (["dpm-solver++", 10, 1.0], ["--guidance", "2", "--chain", "4"], "was distilled with its guidance"),
     (["ddim", 8, 1.0], ["--chain", "8"], "was distilled to 8 steps: got --chain 8, expected half of them, 4"),
     (["ddim", 8, 1.0], [], "expected half of them, 4"),
+    (["ddim", 5, 1.0], ["--chain", "2"], "was distilled to 5 steps: which cannot be halved"),
+    (["ddim", 1, 1.0], ["--chain", "1"], "was distilled to 1 step: which cannot be halved"),
 ])
 def test_mistakes_end_in_one_line_and_write_nothing(digits_dir, teacher, tmp_path, distilled, more, message):
     path = save(tmp_path / "teacher.pt", teacher.model, **{"distilled": distilled} if distilled else {})
@@ -246,6 +248,7 @@ def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
         return iter([State(-1, torch.zeros(1, 3, 28, 28))])
 
     monkeypatch.setattr(inference, "sample", sample)
+    monkeypatch.setattr("diffusion.pipeline.sample", sample)
     for flags in ([], ["--grid"], ["--process"], ["--gif"], ["--full"], ["--steps", "7"], ["--guidance", "3"],
                   ["--process", "--sampler", "ddim"]):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")

@@ -71,7 +71,7 @@ def test_autocast_is_on_for_the_network_alone(sampler, trained):
     cpu, inside = torch.device("cpu"), []
     pipeline = load_pipeline(trained, cpu)
     pipeline.model.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
-    states = sample(pipeline, Setting(sampler, 3, 1.0), 0, [(0, 1)], cpu, torch.bfloat16)
+    states = sample(pipeline, Setting(sampler, 3, 1.0), 0, [(0, 1)], torch.bfloat16)
     for _, state in zip(range(3), states, strict=False):
         assert not torch.is_autocast_enabled("cpu") and state.x.dtype == torch.float32
     assert inside and all(inside)
@@ -97,7 +97,7 @@ class Replayed:
 @pytest.mark.parametrize("setting", [Setting("ddpm", 0, 1.0), Setting("ddim", 5, 2.0), Setting("dpm-solver++", 5, 2.0)])
 def test_states_last_though_a_gpu_overwrites_what_it_replays(setting, trained, monkeypatch):
     def states(pipeline):
-        chain = sample(pipeline, setting, 0, [(0, 1), (7, 3)], cpu, torch.float32)
+        chain = sample(pipeline, setting, 0, [(0, 1), (7, 3)], torch.float32)
         return [state.x for _, state in zip(range(6), chain, strict=False)]
 
     cpu, other = torch.device("cpu"), Setting("ddim", 1, 3.0)
@@ -106,7 +106,7 @@ def test_states_last_though_a_gpu_overwrites_what_it_replays(setting, trained, m
     monkeypatch.setattr(Replayed, "made", 0)
     pipeline = load_pipeline(trained, cpu)
     first = states(pipeline)
-    *_, state = sample(pipeline, other, 0, [(0, 1), (7, 3)], cpu, torch.float32)
+    *_, state = sample(pipeline, other, 0, [(0, 1), (7, 3)], torch.float32)
     second = states(pipeline)
     assert Replayed.made == 1  # all samples of a pipeline share its graphs
     for x, again, wanted in zip(first, second, expected, strict=True):

@@ -138,6 +138,11 @@ def test_released_file_works_too(trained, tmp_path):
     assert main([str(tmp_path / "out"), "--model", model, "--weights", str(small), "--n", "2"]) == 0
 
 
+def test_weights_alone_are_enough(trained, tmp_path):
+    _, run = trained
+    assert main([str(tmp_path / "out"), "--weights", str(run / "last.pt"), "--n", "2"]) == 0
+
+
 def test_mistakes_are_one_line(trained, tmp_path):
     model, run = trained
     other = "dcgan" if model == "sagan" else "sagan"
