@@ -248,8 +248,8 @@ MUTATIONS = [Mutation(*row) for row in (
     ("diffusion/evaluate.py:main", "fake._replace(labels=labels)", "fake._replace(labels=predicted)",
      "wrong digits do not lower the score of a classifier that learns from them",
      "tests/diffusion/test_evaluate.py -k prints"),
-    ("diffusion/classifier.py:classification_accuracy", "(count)", "(10**9)", "real digits teach more because they are more",
-     "tests/diffusion/test_evaluate.py -k equally_many_digits"),
+    ("diffusion/classifier.py:classification_accuracy", "(count)", "(10**9)",
+     "real digits teach more because they are more", "tests/diffusion/test_evaluate.py -k equally_many_digits"),
     ("diffusion/classifier.py:classification_accuracy", '("cas_real", real)', '("cas_real", val)',
      "a classifier reads the digits that trained it", "tests/diffusion/test_evaluate.py -k equally_many_digits"),
     # dann
