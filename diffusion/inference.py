@@ -2,8 +2,8 @@
 
     python -m diffusion.inference OUT
 
-The default is the released distilled network, which needs the fewest evaluations. With --full, --sampler, --steps,
---guidance, --gif or --process, it is the released network that is not distilled.
+The default is the released distilled network, which needs the fewest evaluations. With --sampler, --steps, --guidance,
+--gif or --process, it is the released network that is not distilled.
 
 The noise of an image depends only on the seed, the digit and the image's number. Images that are already in OUT are
 kept if their settings are the same, so the same command continues a stopped one. Several processes share the images.
@@ -53,10 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                        ("process", "a picture, OUT.png, of the first image at six stages of the denoising")):
         picture.add_argument(f"--{name}", dest="picture", action="store_const", const=name, help=f"write {what}")
     parser.add_argument("--weights", metavar="CKPT", type=Path, help="the network (default: see above)")
-    sampler = parser.add_mutually_exclusive_group()
-    sampler.add_argument("--full", dest="sampler", action="store_const", const=FULL, help=f"short for --sampler {FULL}")
-    sampler.add_argument("--sampler", choices=(FULL, *SAMPLERS),
-                         help=f"(default: as distilled, or {STANDARD.sampler}; --process: {FULL}; --gif: ddim)")
+    parser.add_argument("--sampler", choices=(FULL, *SAMPLERS),
+                        help=f"(default: as distilled, or {STANDARD.sampler}; --process: {FULL}; --gif: ddim)")
     parser.add_argument("--steps", metavar="N", type=cli.positive_int,
                         help=f"(default: as distilled, or {STANDARD.steps}); {FULL} always takes {NUM_TIMESTEPS}")
     parser.add_argument("--guidance", metavar="SCALE", type=cli.non_negative_float,

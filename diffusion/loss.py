@@ -1,7 +1,5 @@
 """The training losses of the diffusion model and of distillation. Time and noise are arguments: nothing is random."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -10,20 +8,19 @@ from diffusion.schedule import Schedule
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, sec. 4.2
 
 
-def diffusion_loss(predict: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, x_0: Tensor, t: Tensor,
-                   noise: Tensor, prediction: str, min_snr: bool) -> Tensor:
-    """Return the weighted squared error per image, (B,) float32.
+def diffusion_loss(output: Tensor, x_0: Tensor, noise: Tensor, schedule: Schedule, t: Tensor, prediction: str,
+                   min_snr: bool) -> Tensor:
+    """Return the weighted squared error per image, (B,) float32, of the network's output at x_t.
 
     With "noise" and without min-SNR, this is L_simple of DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 14).
 
     Args:
-        predict: (x_t, t) -> network output, (B, 3, 28, 28) float32.
-        schedule, t: the noise schedule, and times (B,) int64 in 0..T-1.
+        output: what the network predicts from x_t = schedule.q_sample(x_0, t, noise), (B, 3, 28, 28) float32.
         x_0, noise: (B, 3, 28, 28) float32: images in [-1, 1], and standard normal noise.
+        schedule, t: the noise schedule, and times (B,) int64 in 0..T-1.
         prediction: what the network predicts, "noise" or "velocity".
         min_snr: whether to weight the squared error in x_0 by min(SNR, 5) (Hang et al. 2023, arXiv:2303.09556).
     """
-    output = predict(schedule.q_sample(x_0, t, noise), t)
     target = noise if prediction == "noise" else schedule.velocity(x_0, t, noise)
     loss = (output - target).square().mean(dim=(1, 2, 3))
     if min_snr:

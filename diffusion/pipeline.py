@@ -16,7 +16,7 @@ from common.device import Captured, autocast, avoid_cudnn_attention, place, send
 from common.errors import UserError
 from common.images import DIGIT_SIZE, grid, to_uint8
 from common.randomness import generator_for
-from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp, guided_x0
+from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp
 from diffusion.schedule import NUM_TIMESTEPS, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
@@ -73,8 +73,22 @@ class Pipeline:
         return self.distilled or STANDARD
 
     def denoise(self, x_t: Tensor, t: Tensor, labels: Tensor, guidance: float) -> Tensor:
-        """Return the x_0 that the network predicts, as `guided_x0` does."""
-        return guided_x0(self.model, self.schedule, x_t, t, labels, guidance, self.prediction)
+        """Predict x_0, (B, 3, 28, 28) float32 in [-1, 1], with classifier-free guidance (Ho & Salimans 2022).
+
+        Args:
+            x_t, labels: (B, 3, 28, 28) float32, and (B,) int64 digits.
+            t: (B,) int64 in 0..T-1.
+            guidance: 1 + w in the paper (arXiv:2207.12598, eq. 6). 0 is the unconditional model, 1 the conditional one,
+                and larger scales extrapolate. Scales other than 1 evaluate both, as one batch.
+        """
+        if guidance == 1:
+            output = self.model(x_t, t, labels)
+        else:
+            keep = torch.arange(2 * len(labels), device=labels.device) < len(labels)
+            outputs = self.model(x_t.repeat(2, 1, 1, 1), t.repeat(2), labels.repeat(2), keep)
+            conditional, unconditional = outputs.chunk(2)
+            output = torch.lerp(unconditional, conditional, guidance)
+        return self.schedule.predict_x0(x_t, t, output, self.prediction).clamp(-1, 1)
 
     @cached_property
     def captured(self) -> Captured:

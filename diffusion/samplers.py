@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion.schedule import Schedule
 
@@ -26,27 +26,6 @@ class State(NamedTuple):
 
     t: int
     x: Tensor
-
-
-def guided_x0(model: nn.Module, schedule: Schedule, x_t: Tensor, t: Tensor, labels: Tensor, guidance_scale: float,
-              prediction: str) -> Tensor:
-    """Predict x_0, (B, 3, 28, 28) float32 in [-1, 1], with classifier-free guidance (Ho & Salimans, arXiv:2207.12598).
-
-    Args:
-        model, schedule: a ConditionalUNet in eval mode, and its noise schedule.
-        x_t, labels: (B, 3, 28, 28) float32, and (B,) int64 digits.
-        t: (B,) int64 in 0..T-1.
-        guidance_scale: 1 + w in the paper. 0 is the unconditional model, 1 the conditional one, and larger scales
-            extrapolate. Scales other than 1 evaluate both, as one batch.
-        prediction: what the model predicts, "noise" or "velocity".
-    """
-    if guidance_scale == 1:
-        output = model(x_t, t, labels)
-    else:
-        keep = torch.arange(2 * len(labels), device=labels.device) < len(labels)
-        conditional, unconditional = model(x_t.repeat(2, 1, 1, 1), t.repeat(2), labels.repeat(2), keep).chunk(2)
-        output = torch.lerp(unconditional, conditional, guidance_scale)
-    return schedule.predict_x0(x_t, t, output, prediction).clamp(-1, 1)
 
 
 @torch.no_grad()

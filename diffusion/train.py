@@ -91,7 +91,8 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Sch
     """
     t, noise, keep = draw(x_0, schedule, label_dropout)
     with autocast(x_0.device, dtype):
-        loss = diffusion_loss(lambda x_t, t: model(x_t, t, labels, keep), schedule, x_0, t, noise, prediction, min_snr)
+        output = model(schedule.q_sample(x_0, t, noise), t, labels, keep)
+    loss = diffusion_loss(output, x_0, noise, schedule, t, prediction, min_snr)
     optimizer.zero_grad(set_to_none=True)
     loss.mean().backward()
     average_gradients(model)

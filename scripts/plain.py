@@ -133,7 +133,8 @@ def diffusion_training(data: Data, device: torch.device, batch_size: int) -> Wor
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for x_0, labels in plain_batches(data["mnistm"], batch_size, device):
         t, noise = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=device), torch.randn_like(x_0)
-        loss = diffusion_loss(partial(model, labels=labels), schedule, x_0, t, noise, "noise", False).mean()
+        output = model(schedule.q_sample(x_0, t, noise), t, labels)
+        loss = diffusion_loss(output, x_0, noise, schedule, t, "noise", False).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -206,7 +206,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "DDPM adds too much noise", "tests/diffusion/test_samplers.py"),
     ("diffusion/samplers.py:ddim_step", "+ end_sigma * predicted_noise", "- end_sigma * predicted_noise",
      "DDIM subtracts the noise that it should keep", "tests/diffusion/test_samplers.py"),
-    ("diffusion/samplers.py:guided_x0", "torch.lerp(unconditional, conditional,",
+    ("diffusion/pipeline.py:Pipeline.denoise", "torch.lerp(unconditional, conditional,",
      "torch.lerp(conditional, unconditional,", "guidance leads away from the label",
      "tests/diffusion/test_samplers.py"),
     ("diffusion/samplers.py:dpm_solver_pp", "(h / (2 * last_h))", "(h / last_h)", "DPM-Solver++ extrapolates too far",

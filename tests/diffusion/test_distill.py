@@ -249,8 +249,8 @@ def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(inference, "sample", sample)
     monkeypatch.setattr("diffusion.pipeline.sample", sample)
-    for flags in ([], ["--grid"], ["--process"], ["--gif"], ["--full"], ["--steps", "7"], ["--guidance", "3"],
-                  ["--process", "--sampler", "ddim"]):
+    for flags in ([], ["--grid"], ["--process"], ["--gif"], ["--sampler", "ddpm"], ["--steps", "7"],
+                  ["--guidance", "3"], ["--process", "--sampler", "ddim"]):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")
         inference.main([str(tmp_path / name), "--digits", "0", "--per-digit", "1", *flags, "--force"])
         shutil.rmtree(tmp_path / "x", ignore_errors=True)

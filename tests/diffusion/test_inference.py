@@ -188,7 +188,7 @@ def test_gif_goes_from_noise_to_the_grid(trained, tmp_path):
     (["--gif"], r"ends in \.gif"),
     (["--weights", "nowhere.pt"], "no checkpoint at nowhere.pt"),
     (["--steps", "1001"], "at most"),
-    (["--full"], "--steps: ddpm always takes 1000"),
+    (["--sampler", "ddpm"], "--steps: ddpm always takes 1000"),
     (["--guidance", "-1"], ">= 0"),
     (["--grid"], r"ends in \.png"),
 ])

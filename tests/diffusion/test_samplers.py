@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffusion.samplers import ddim, ddim_times, ddpm, dpm_solver_pp, guided_x0
+from diffusion.pipeline import Pipeline
+from diffusion.samplers import ddim, ddim_times, ddpm, dpm_solver_pp
 from diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("linear")
@@ -131,4 +132,5 @@ class TwoBranches(torch.nn.Module):
 def test_guidance_extrapolates_from_the_unconditional_branch(scale, expected):
     x, labels, t = torch.zeros(2, 3, 4, 4), torch.tensor([1, 2]), torch.tensor([100, 100])
     x_0 = SCHEDULE.predict_x0(x, t, torch.full_like(x, expected), "noise").clamp(-1, 1)
-    torch.testing.assert_close(guided_x0(TwoBranches(), SCHEDULE, x, t, labels, scale, "noise"), x_0)
+    pipeline = Pipeline(TwoBranches(), SCHEDULE, {"prediction": "noise"})
+    torch.testing.assert_close(pipeline.denoise(x, t, labels, scale), x_0)

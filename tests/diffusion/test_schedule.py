@@ -55,12 +55,10 @@ def test_min_snr_weights_both_predictions_alike(prediction):
     t = torch.tensor([20, 200, 500, 700, 900])
     guess = x_0 + 0.1
 
-    def predict(x_t, t):
-        signal, sigma = schedule.scales(t)
-        guessed_noise = (x_t - signal * guess) / sigma
-        return guessed_noise if prediction == "noise" else schedule.velocity(guess, t, guessed_noise)
-
-    loss = diffusion_loss(predict, schedule, x_0, t, noise, prediction, min_snr=True)
+    signal, sigma = schedule.scales(t)
+    guessed_noise = (schedule.q_sample(x_0, t, noise) - signal * guess) / sigma
+    output = guessed_noise if prediction == "noise" else schedule.velocity(guess, t, guessed_noise)
+    loss = diffusion_loss(output, x_0, noise, schedule, t, prediction, min_snr=True)
     expected = schedule.snr(t).clamp(max=5) * 0.01
     torch.testing.assert_close(loss, expected, rtol=1e-2, atol=1e-6)
 
@@ -68,8 +66,8 @@ def test_min_snr_weights_both_predictions_alike(prediction):
 def test_plain_noise_loss_is_l_simple():
     schedule = make_schedule("linear")
     noise = torch.randn(4, 3, 2, 2)
-    loss = diffusion_loss(lambda x_t, t: torch.zeros_like(x_t), schedule, torch.zeros(4, 3, 2, 2),
-                          torch.tensor([0, 1, 500, 999]), noise, "noise", min_snr=False)
+    x_0, t = torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 500, 999])
+    loss = diffusion_loss(torch.zeros_like(x_0), x_0, noise, schedule, t, "noise", min_snr=False)
     torch.testing.assert_close(loss, noise.square().mean(dim=(1, 2, 3)))
 
 
