@@ -3,13 +3,13 @@
     python -m dann.validate runs/dann-* --out report/validators.md
 
 Every preview of a run is a checkpoint, with its accuracy on target test (on val where there is no test) and its
-validators (`dann.validators`). The first table is for choosing a step: the accuracy of the preview that each validator
-likes best, mean over the runs of mode dann. The second is for choosing a run and step: among all checkpoints of a pair
-of domains, of modes source and dann, it gives Spearman's rank correlation of validator and accuracy, and the accuracy
-of the checkpoint that the validator likes best. Of equal checkpoints the last counts.
+validators (`dann.validators`). Choosing a step means: in each run of mode dann, take the preview that a validator likes
+best. Choosing a run and step means: take the best of all checkpoints of a pair of domains, of modes source and dann.
+The tables give the accuracy of what was chosen, and for the latter Spearman's rank correlation of validator and
+accuracy. Of equal checkpoints the last counts.
 
-For comparison there are the last step, and the oracle: the best checkpoint on val, which takes target labels. Runs of
-mode target are left out. `--out` writes the tables as Markdown, and beside it their numbers as JSON.
+For comparison there are the last step (the mean over runs), and the oracle: the best checkpoint on val, which takes
+target labels. Runs of mode target are left out. `--out` writes the tables as Markdown, and their numbers as JSON.
 """
 
 import statistics
@@ -41,7 +41,7 @@ def read_runs(run_dirs: list[Path]) -> list[dict]:
 
 
 def compare(runs: list[dict]) -> dict[str, dict]:
-    """Return the numbers of both tables; None stands for what some checkpoint lacks, or is equal everywhere.
+    """Return the numbers of the tables; None stands for what some checkpoint lacks, or is equal everywhere.
 
     "steps" has the number of "runs" and an "accuracy" by criterion. "checkpoints" has, by pair, their "count", the
     "correlation" and "accuracy" by criterion; the accuracy of the last step is the mean over runs.
@@ -63,21 +63,26 @@ def compare(runs: list[dict]) -> dict[str, dict]:
     return {"steps": {"runs": len(adapted), "accuracy": _chosen(adapted)}, "checkpoints": checkpoints}
 
 
+def summary(numbers: dict[str, dict]) -> str:
+    """Return the first table of what `compare` returned: one row per criterion, means over runs and over pairs."""
+    steps, pairs = numbers["steps"], list(numbers["checkpoints"].values())
+    titles = ["criterion", f"choosing a step: accuracy, %, mean over {steps['runs']} runs",
+              "choosing a run and step: rank correlation", f"accuracy, %, mean over {len(pairs)} pairs"]
+    return markdown(titles, [[name, _shown(steps["accuracy"][name], ".1%"),
+                              _shown(_mean([pair["correlation"].get(name) for pair in pairs]), ".2f"),
+                              _shown(_mean([pair["accuracy"][name] for pair in pairs]), ".1%")] for name in CRITERIA])
+
+
 def to_markdown(numbers: dict[str, dict]) -> str:
-    """Return the two tables of what `compare` returned; the first only if there are runs of mode dann."""
-    steps, checkpoints = numbers["steps"], numbers["checkpoints"]
-    tables, rows = [], []
-    if steps["runs"]:
-        tables.append(markdown(["choosing a step", f"accuracy, %, mean over {steps['runs']} runs"],
-                               [[name, _shown(accuracy, ".1%")] for name, accuracy in steps["accuracy"].items()]))
-    for name in CRITERIA:
-        title = "last step, mean over runs" if name == "last step" else name
-        columns = [(pair["correlation"].get(name), pair["accuracy"][name]) for pair in checkpoints.values()]
-        columns.append(tuple(_mean(values) for values in zip(*columns, strict=True)))
-        rows.append([title, *(f"{_shown(r, '.2f')} / " * (name in VALIDATORS) + _shown(a, ".1%") for r, a in columns)])
-    titles = [f"{title} ({pair['count']} checkpoints)" for title, pair in checkpoints.items()]
-    tables.append(markdown(["choosing a run and step: rank correlation / accuracy, %", *titles, "mean"], rows))
-    return "\n".join(tables)
+    """Return both tables of what `compare` returned; the second has one row per pair of domains."""
+    def cell(pair: dict, name: str) -> str:
+        correlation = f"{_shown(pair['correlation'][name], '.2f')} / " if name in VALIDATORS else ""
+        return correlation + _shown(pair["accuracy"][name], ".1%")
+
+    of_pairs = markdown(["rank correlation / accuracy, %", *CRITERIA],
+                        [[f"{title} ({pair['count']} checkpoints)", *(cell(pair, name) for name in CRITERIA)]
+                         for title, pair in numbers["checkpoints"].items()])
+    return f"{summary(numbers)}\n{of_pairs}"
 
 
 def _chosen(groups: list[list[dict]]) -> dict[str, float | None]:
