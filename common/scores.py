@@ -1,4 +1,7 @@
-"""Scores of generated images: comparisons of sets of features, and nearest neighbours in the training set."""
+"""Scores of generated images: comparisons of sets of features, and nearest neighbours in the training set.
+
+Features are (N, D) arrays of any number type, with N >= 2. Other shapes are a ValueError.
+"""
 
 import numpy as np
 
@@ -19,17 +22,10 @@ def _check(a: np.ndarray, b: np.ndarray) -> None:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the Frechet distance of two Gaussians fitted to features (Dowson & Landau 1982; as FID uses it).
+    """Return the squared Frechet distance of Gaussians fitted to features (Dowson & Landau 1982), as FID uses it.
 
-    Args:
-        a, b: (N, D) and (M, D) floating point. Fewer samples than D bias the distance upwards: always quote beside it
-            the distance between two sets of real images of the same size.
-
-    Returns:
-        The squared distance, like FID, in squared units of the features.
-
-    Raises:
-        ValueError: other shapes, or fewer than two samples.
+    Fewer samples than D bias the distance upwards: always quote beside it the distance between two sets of real images
+    of the same size.
     """
     _check(a, b)
     mean_a, mean_b = a.mean(0, dtype=np.float64), b.mean(0, dtype=np.float64)
@@ -46,12 +42,6 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     This is the kernel distance of Binkowski et al. 2018 (arXiv:1801.01401, sec. 4). It is unbiased at any number of
     vectors, so two sets of real images are at 0 on average, and may be below.
-
-    Args:
-        a, b: (N, D) and (M, D) floating point, N, M >= 2.
-
-    Raises:
-        ValueError: other shapes, or fewer than two vectors.
     """
     _check(a, b)
 
@@ -63,9 +53,8 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def mean_pairwise_distance(features: np.ndarray) -> float:
-    """Return the root mean squared Euclidean distance between two different rows of (N, D) features, N >= 2."""
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features: got {features.shape}, expected (N, D) with N >= 2")
+    """Return the root mean squared Euclidean distance between two different rows of features."""
+    _check(features, features)
     # sum over i, j of |a_i - a_j|^2 = 2 N sum |a_i - mean|^2, over N (N - 1) ordered pairs
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     return float(np.sqrt(2 * np.square(centred).sum() / (len(features) - 1)))
@@ -77,9 +66,6 @@ def fidelity_and_diversity(fake: np.ndarray, real: np.ndarray) -> dict[str, floa
     k is 5, or one less than there are vectors. All four scores depend on the numbers of vectors: compare sets of equal
     size, and quote beside them two sets of real images.
 
-    Args:
-        fake, real: (N, D) and (M, D) of any number type, N, M >= 2.
-
     Returns:
         precision: share of fake vectors in the ball of a real one, 0..1; bad images lower it.
         recall: share of real vectors in the ball of a fake one, 0..1; missing kinds of images lower it (both by
@@ -88,9 +74,6 @@ def fidelity_and_diversity(fake: np.ndarray, real: np.ndarray) -> dict[str, floa
             Like precision, but the wide ball of an odd real image counts for little.
         coverage: share of real balls with a fake vector in them, 0..1. Like recall, but odd fake images do not raise it
             (both by Naeem et al. 2020, arXiv:2002.09797, sec. 3).
-
-    Raises:
-        ValueError: other shapes, or fewer than two vectors.
     """
     from scipy.spatial.distance import cdist  # copies are at distance 0 exactly, where `nearest` rounds
 
@@ -104,19 +87,13 @@ def fidelity_and_diversity(fake: np.ndarray, real: np.ndarray) -> dict[str, floa
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the k nearest references of each query, by Euclidean distance, nearest first.
+    """Return Euclidean distances (N, k) float32 and indices (N, k) int64 of the nearest references, nearest first.
 
     scikit-learn's brute-force search would first convert all references to floating point: 16 times the memory here.
 
     Args:
         queries, references: (N, ...) and (M, ...) arrays of any number type, equal in shape but for the first axis.
         k: 1..M.
-
-    Returns:
-        (distances (N, k) float32, indices (N, k) int64).
-
-    Raises:
-        ValueError: the shapes differ, or k is out of range.
     """
     if queries.shape[1:] != references.shape[1:] or not 1 <= k <= len(references):
         raise ValueError(f"got {queries.shape}, {references.shape} and k = {k}, expected one shape and k <= M")

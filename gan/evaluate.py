@@ -1,20 +1,19 @@
-"""Score a folder of generated faces against real ones.
+"""Score folders of generated faces against real ones.
 
     python -m gan.evaluate OUT --reference hw2_data/face/val
 
 Each score stands beside that of real images: the reference is shuffled and split into two disjoint sets, and both the
-folder and the first set are measured against the second. All have equally many images, at most half the reference.
-With several seeds, scores are means over as many choices of images, beside their standard deviations.
+folder and the first set are measured against the second. All have equally many images, at most half the reference; most
+scores depend on their number. Several folders, one per training or seed, give means and standard deviations. Each has a
+split of its own, so a folder that is named several times shows how much the choice of real images matters.
 
     swd              sliced Wasserstein distance of patches at three scales (Karras et al. 2018, arXiv:1710.10196,
-                     sec. 5), lower is better; more images lower it, so compare equal numbers only
-    variety          pixel difference between two images; it falls when G repeats itself
-    near_duplicates  share of images whose nearest neighbour is less than half as far as is usual among real ones
+                     sec. 5), lower is better
     precision, recall, density, coverage
                      see common.scores; bad images lower precision and density, missing ones recall and coverage
-    kernel           kernel distance x1000; like the four above in the features of gan.features; unbiased
-    closest          how close the closest image comes to a training face or its mirror image
-    suspicious       share of images that come closer than 99% of unseen real faces
+    kernel           kernel distance, unbiased; like the four above in the features of gan.features
+    near_duplicates  share of images whose nearest neighbour is less than half as far as is usual among real ones
+    suspicious       share of images that come closer to a training face or its mirror image than 99% of the reference
     one_face, fid    need packages of their own, see gan.extras
 """
 
@@ -26,40 +25,38 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.cli import Parser, add_force_flag, non_negative_int, run_main
+from common.cli import Parser, add_force_flag, run_main
 from common.data.folder import default_data, load_faces, load_folder
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import FACE_SIZE, grid, save_picture
-from common.scores import few, fidelity_and_diversity, kernel_distance, mean_pairwise_distance, memorisation, nearest
-from gan.extras import PADDING, extra_scores
+from common.scores import few, fidelity_and_diversity, frechet_distance, kernel_distance, memorisation, nearest
+from gan.extras import PADDING, inception_features, one_face_share, optional_scores
 from gan.features import features
 
 SCALES = 3  # 64, 32 and 16 px
 # Patches per image and their side (Karras et al. 2018, sec. 5), and directions (their code).
 PATCHES, PATCH_SIZE, DIRECTIONS = 128, 7, 512
 NEAR = 0.5  # of the usual distance: near-duplicates
-# How a score is printed, and what it means.
-PRINTED = {"variety": (".1f", "RMS pixel difference, 0..255"), "near_duplicates": (".1%", ""),
-           "precision": (".3f", ""), "recall": (".3f", ""), "density": (".3f", ""), "coverage": (".3f", ""),
-           "kernel": (".2f", "x1000"),
-           "closest": (".2f", "to a training face; 0 is a copy"),
-           "suspicious": (".1%", "closer to a training face than 99% of unseen real faces"),
-           "one_face": (".1%", f"exactly one face for dlib's HOG detector, padded by {PADDING} px"),
-           "fid": (".1f", "biased upwards; compare equal numbers of images only")}
+# How a score is printed, and what it means; one line per number.
+PRINTED = {"swd": (".2f", ("x1000, 64 px", "x1000, 32 px", "x1000, 16 px")), "swd_mean": (".2f", ("x1000",)),
+           **{name: (".3f", ("",)) for name in ("precision", "recall", "density", "coverage")},
+           "kernel": (".2f", ("x1000",)), "near_duplicates": (".1%", ("",)),
+           "suspicious": (".1%", ("closer to a training face than 99% of unseen real faces",)),
+           "one_face": (".1%", (f"exactly one face for dlib's HOG detector, padded by {PADDING} px",)),
+           "fid": (".1f", ("biased upwards: compare equal numbers of images only",))}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of 64x64 images")
+    parser.add_argument("folders", metavar="DIR", type=Path, nargs="+", help="folder of 64x64 images")
     parser.add_argument("--reference", metavar="DIR|builtin", help="real faces (default: hw2_data/face/val)")
     parser.add_argument("--train", metavar="DIR|builtin",
                         help="training set of the network (default: the folder `train` beside the reference)")
-    parser.add_argument("--neighbours", metavar="PNG", type=Path, help="show the ten images closest to training faces")
+    parser.add_argument("--neighbours", metavar="PNG", type=Path,
+                        help="show the ten images of the first folder that are closest to training faces")
     parser.add_argument("--out", metavar="PATH", type=Path, help="also write the scores as JSON")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, nargs="+", default=[0],
-                        help="of all random choices; several give mean and spread")
     add_force_flag(parser)
     args = parser.parse_args(argv)
     require_new(args.force, args.neighbours, args.out)
@@ -124,12 +121,6 @@ def swd(a: Tensor, b: Tensor, seed: int) -> list[float]:
             for band_a, band_b in bands]
 
 
-def variety(images: Tensor) -> float:
-    """Return the root mean squared pixel difference, in 0..255, over all pairs of (N, 3, H, W) uint8 images."""
-    features = images.flatten(1)
-    return mean_pairwise_distance(features.numpy()) / features.shape[1] ** 0.5
-
-
 def near_duplicates(images: Tensor, real: Tensor) -> float:
     """Return the share of images whose nearest neighbour is at less than half the median distance of real neighbours.
 
@@ -156,26 +147,28 @@ def equal_sets(fake: Tensor, real: Tensor, seed: int) -> tuple[Tensor, Tensor, T
     return fake, *real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
 
 
-def compare(fake: Tensor, real: Tensor, seed: int) -> tuple[dict, list[str]]:
-    """Return the scores of one random choice of images, and a line for each score that cannot be computed here.
+def measure(images: Tensor, real: Tensor, seed: int, optional: set[str]) -> dict:
+    """Return the scores of (N, 3, 64, 64) uint8 images against as many real ones, with those of `optional`."""
+    distances, vectors, real_vectors = swd(images, real, seed), features(images), features(real)
+    scores = {"swd": distances, "swd_mean": sum(distances) / SCALES, **fidelity_and_diversity(vectors, real_vectors),
+              "kernel": 1000 * kernel_distance(vectors, real_vectors), "near_duplicates": near_duplicates(images, real)}
+    if "one_face" in optional:
+        scores["one_face"] = one_face_share(images)
+    if "fid" in optional:
+        scores["fid"] = frechet_distance(inception_features(images), inception_features(real))
+    return scores
 
-    A name with `_real` is that of real images, (N, 3, 64, 64) uint8 like the generated ones.
-    """
+
+def compare(fake: Tensor, real: Tensor, seed: int, optional: set[str]) -> dict:
+    """Return the scores of one random choice of images; a name with `_real` is that of real images."""
     chosen, first, second = equal_sets(fake, real, seed)
-    scores, missing = extra_scores(chosen, first, second)
-    vectors = features(second)
-    for images, suffix in ((chosen, ""), (first, "_real")):
-        distances, found = swd(images, second, seed), features(images)
-        also = {"swd": distances, "swd_mean": sum(distances) / SCALES, **fidelity_and_diversity(found, vectors),
-                "kernel": 1000 * kernel_distance(found, vectors)}
-        scores |= {name + suffix: value for name, value in also.items()}
-    return scores | {"images": len(chosen), "variety": variety(chosen), "variety_real": variety(second),
-                     "near_duplicates": near_duplicates(chosen, second),
-                     "near_duplicates_real": near_duplicates(second, second)}, missing
+    of_real = measure(first, second, seed, optional).items()
+    return {"images": len(chosen), **measure(chosen, second, seed, optional),
+            **{f"{name}_real": value for name, value in of_real}}
 
 
 def summary(runs: list[dict]) -> dict:
-    """Return the mean of each score over seeds, and as "std" their standard deviations if there are several."""
+    """Return the mean of each score over folders, and as "std" their standard deviations if there are several."""
     values = {name: np.array([run[name] for run in runs]) for name in runs[0]}
     means = {name: value.mean(0).tolist() for name, value in values.items()} | {"images": runs[0]["images"]}
     return means | ({"std": {name: value.std(0, ddof=1).tolist() for name, value in values.items()}}
@@ -183,41 +176,43 @@ def summary(runs: list[dict]) -> dict:
 
 
 def table(scores: dict) -> list[str]:
-    """Return one line per score: its name, of the images, of real ones, and what it means."""
-    rows = [*((f"swd x1000, {size} px", ("swd", i), ".2f", "") for i, size in enumerate((64, 32, 16))),
-            ("swd x1000, mean", ("swd_mean",), ".2f", ""),
-            *((name, (name,), *PRINTED[name]) for name in PRINTED if name in scores)]
-    scores = scores | {"suspicious_real": 0.01}  # by its definition
+    """Return one line per number: its name, of the images, of real ones, and what it means."""
     width = 18 if "std" in scores else 10
 
-    def text(name: str, *index: int, form: str) -> str:
-        found = [of.get(name) for of in (scores, scores.get("std", {}))]
-        return " ± ".join(format(value[index[0]] if index else value, form) for value in found if value is not None)
+    def texts(name: str, form: str) -> list[str]:
+        values = [np.atleast_1d(of[name]) for of in (scores, scores.get("std")) if of]
+        return [" ± ".join(format(value, form) for value in pair) for pair in zip(*values, strict=True)]
 
-    return [f"{'':20}{'images':>{width}}{'real':>{width}}",
-            *(f"{title:20}{text(name, *index, form=form):>{width}}{text(name + '_real', *index, form=form):>{width}}"
-              f"  {meaning}".rstrip() for title, (name, *index), form, meaning in rows)]
+    return [f"{'':17}{'images':>{width}}{'real':>{width}}",
+            *(f"{name:17}{images:>{width}}{real:>{width}}  {meaning}".rstrip()
+              for name, (form, meanings) in PRINTED.items() if name in scores
+              for images, real, meaning in zip(texts(name, form), texts(f"{name}_real", form), meanings, strict=True))]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    fake = load_folder(args.folder, FACE_SIZE).images
+    folders = [load_folder(folder, FACE_SIZE).images for folder in args.folders]
+    count = min(map(len, folders))
     real, train = _faces(args.reference, "val"), _faces(args.train, "train")
     if len(train) < 2:
         raise UserError(f"{args.train}: got 1 image, expected the training set: name its folder with --train")
-    runs, missing = zip(*(compare(fake, real, seed) for seed in args.seed), strict=True)
     train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is a copy
-    copies, rows = memorisation(fake.numpy(), real.numpy(), train.numpy())
-    scores = {"kind": "gan", "reference": args.reference, "seeds": args.seed, **summary(runs), **copies}
+    (optional, notes), runs, rows = optional_scores(), [], []
+    for seed, fake in enumerate(folders):
+        copies, closest = memorisation(fake.numpy(), real.numpy(), train.numpy())
+        rows.append(closest)
+        runs.append(compare(fake[:count], real, seed, optional)
+                    | {"suspicious": copies["suspicious"], "suspicious_real": 0.01})  # real: by its definition
+    scores = {"kind": "gan", "reference": args.reference, "folders": len(folders), **summary(runs)}
 
     if args.neighbours:
-        tiles = [image for i, *others in rows.tolist() for image in (fake[i], *train[others])]
-        save_picture(grid(torch.stack(tiles), rows.shape[1]), args.neighbours)
+        tiles = [image for i, *others in rows[0].tolist() for image in (folders[0][i], *train[others])]
+        save_picture(grid(torch.stack(tiles), rows[0].shape[1]), args.neighbours)
     if args.out:
         write_json(args.out, scores)
-    print(f"{scores['images']} of {len(fake)} images against {args.reference}")
-    print("\n".join([*table(scores), *missing[0], *few(scores["images"])]))
+    print(f"{scores['images']} of {count} images{' per folder' * (len(folders) > 1)} against {args.reference}")
+    print("\n".join([*table(scores), *notes, *few(scores["images"])]))
     return 0
 
 

@@ -1,12 +1,11 @@
-"""Scores that need packages of their own: FID (pytorch-fid) and the share of images with exactly one face (dlib).
+"""Scores that need packages of their own: the share of images with exactly one face (dlib) and FID (pytorch-fid).
 
-    pip install pytorch-fid dlib
+    pip install dlib pytorch-fid
 
-Both are optional. Without the package, or the weights that pytorch-fid downloads, the score is left out and a line says
-what is missing.
+Without the package, or the weights that pytorch-fid downloads, the score is left out and a line says what is missing.
 """
 
-from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,75 +13,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.scores import frechet_distance
+from common.checkpoint import sha256
 
 PADDING = 16  # px; aligned crops end at the chin, and the detector needs some margin
 INCEPTION_BATCH = 50
 
 
-def one_face_share(images: Iterable[Tensor]) -> float:
-    """Return the share of images in which dlib's HOG detector, with one upsampling, finds exactly one face.
+def one_face_share(images: Tensor) -> float:
+    """Return the share of (N, 3, H, W) uint8 images in which dlib's HOG detector finds exactly one face.
 
-    Args:
-        images: (3, H, W) uint8 each; their edges are repeated on all sides.
-
-    Raises:
-        ImportError: dlib is not installed.
+    It upsamples once. The edges of the images are repeated on all sides.
     """
     import dlib
 
     detector = dlib.get_frontal_face_detector()
-
-    def num_faces(image: Tensor) -> int:
-        padded = F.pad(image[None].float(), [PADDING] * 4, mode="replicate")[0].byte()
-        return len(detector(padded.permute(1, 2, 0).contiguous().numpy(), 1))
-
-    return float(np.mean([num_faces(image) == 1 for image in images]))
+    padded = F.pad(images.float(), [PADDING] * 4, mode="replicate").byte().permute(0, 2, 3, 1).contiguous()
+    return float(np.mean([len(detector(image, 1)) == 1 for image in padded.numpy()]))
 
 
 def inception_weights() -> tuple[Path, str]:
-    """Return where pytorch-fid keeps the weights of its network, and their URL; ImportError without pytorch-fid."""
+    """Return where pytorch-fid keeps the weights of its network, and their URL."""
     from pytorch_fid.inception import FID_WEIGHTS_URL
 
     return Path(torch.hub.get_dir()) / "checkpoints" / FID_WEIGHTS_URL.rsplit("/", 1)[1], FID_WEIGHTS_URL
 
 
 @torch.no_grad()
-def fid(*sets: Tensor) -> list[float]:
-    """Return the Frechet Inception distance (Heusel et al. 2017, arXiv:1706.08500) of each set to the last one.
-
-    With fewer images than its 2,048 features it is biased upwards: compare equal numbers of images only.
-
-    Args:
-        sets: (N, 3, H, W) uint8 each.
-
-    Raises:
-        ImportError: pytorch-fid is not installed.
-    """
+def inception_features(images: Tensor) -> np.ndarray:
+    """Return the (N, 2048) features of (N, 3, H, W) uint8 images for FID (Heusel et al. 2017, arXiv:1706.08500)."""
     from pytorch_fid.inception import InceptionV3
 
     network = InceptionV3().eval()
-    features = [torch.cat([network(batch.float() / 255)[0].flatten(1) for batch in images.split(INCEPTION_BATCH)])
-                for images in sets]
-    return [frechet_distance(other.numpy(), features[-1].numpy()) for other in features[:-1]]
+    return torch.cat([network(batch.float() / 255)[0].flatten(1) for batch in images.split(INCEPTION_BATCH)]).numpy()
 
 
-def extra_scores(fake: Tensor, first: Tensor, second: Tensor) -> tuple[dict[str, float], list[str]]:
-    """Return the scores that can be computed here, with those of real images, and a line for each that cannot.
-
-    All three are (N, 3, H, W) uint8: generated images, and two disjoint sets of real ones.
-    """
-    scores, missing = {}, []
-    try:
-        scores |= {"one_face": one_face_share(fake), "one_face_real": one_face_share(second)}
-    except ImportError:
-        missing.append("one_face is left out: it needs `pip install dlib`")
-    try:
-        path, url = inception_weights()
-        if path.exists():
-            scores["fid"], scores["fid_real"] = fid(fake, first, second)
-        else:
-            missing.append(f"fid is left out: it needs {url} as {path}")
-    except ImportError:
-        missing.append("fid is left out: it needs `pip install pytorch-fid`")
-    return scores, missing
+def optional_scores() -> tuple[set[str], list[str]]:
+    """Return which of one_face and fid can be computed here, and notes: how FID is computed, or what is missing."""
+    found, notes = set(), []
+    if find_spec("dlib"):
+        found.add("one_face")
+    else:
+        notes.append("one_face is left out: it needs `pip install dlib`")
+    if not find_spec("pytorch_fid"):
+        notes.append("fid is left out: it needs `pip install pytorch-fid`")
+    elif (weights := inception_weights())[0].exists():
+        found.add("fid")
+        notes.append(f"fid: pytorch-fid, resized bilinearly to 299 px, weights sha256 {sha256(weights[0])[:16]}")
+    else:
+        notes.append(f"fid is left out: it needs {weights[1]} as {weights[0]}")
+    return found, notes

@@ -91,12 +91,12 @@ def faces_table(rows: dict[str, dict]) -> str:
 
     def line(title: str, scores: dict, suffix: str = "") -> list[str]:
         swd = scores["swd" + suffix]
-        return [title, *(f"{x:.1f}" for x in (*swd, statistics.mean(swd), scores["variety" + suffix])),
+        return [title, *(f"{x:.1f}" for x in (*swd, statistics.mean(swd))),
                 *(format(scores[key + suffix], form) if key + suffix in scores else "-"
                   for key, (_, form) in more.items())]
 
     titles = [f"{first['images']} images against {first['reference']}", "SWD 64 px", "32 px", "16 px", "mean",
-              "variety", *(title for title, _ in more.values())]
+              *(title for title, _ in more.values())]
     return markdown(titles, [*(line(title, scores) for title, scores in rows.items()),
                              line("real against real", first, "_real")])
 

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from common.errors import UserError
@@ -28,6 +29,7 @@ and trained for {training.dcgan}. {{braces}}
 # The project as it is
 
 
+@pytest.mark.skipif(not torch.__version__.startswith("2.11."), reason="other versions print networks differently")
 def test_documents_and_pictures_are_up_to_date(capsys):
     code = report.main(["--check"])
     assert (capsys.readouterr().err, code) == ("", 0)
@@ -83,7 +85,7 @@ def test_pictures_of_nearest_neighbours_come_from_released_images(figures, seen)
     for name in ("faces-nearest.png", "digits-nearest.png"):
         report.draw(name, figures[name]["commands"], "some")
     faces, scored_faces, digits, scored_digits = seen
-    assert (scored_faces.folder, scored_digits.folder) == (faces.out, digits.out)
+    assert ([faces.out], digits.out) == (scored_faces.folders, scored_digits.folder)
     assert (scored_faces.reference, scored_digits.data) == ("some/face/val", "some")
     assert (faces.weights.name, digits.weights.name) == ("dcgan.pt", DISTILLED) and faces.n == 1000
 
@@ -170,7 +172,7 @@ def test_a_new_result_makes_its_document_stale(project, capsys):
 
 
 def test_results_of_other_weights_are_named(project, capsys):
-    change(project, "report/sagan.json", ["variety"], 1.0)
+    change(project, "report/sagan.json", ["one_face"], 1.0)
     change(project, "report/samplers.json", ["about", "weights"], "0")
     scores, samplers = check(project, capsys)
     assert scores.startswith("error: report/sagan.json: not the scores that weights/manifest.json has for sagan.pt: ")
@@ -245,14 +247,14 @@ def test_a_field_is_found_by_keys_with_spaces_and_a_list_counts_by_its_mean(proj
 
 
 def test_the_faces_table_shows_what_all_rows_have():
-    scores = {"reference": "faces", "images": 10, "swd": [1, 2, 6], "swd_real": [0.5, 0.5, 2], "variety": 9,
-              "variety_real": 8, "near_duplicates": 0.25, "near_duplicates_real": 0, "suspicious": 0.02}
-    assert report.faces_table({"A": scores | {"fid": 3, "fid_real": 1}, "B": scores | {"variety": 7}}) == """\
-| 10 images against faces | SWD 64 px | 32 px | 16 px | mean | variety | near-duplicates | close to a training face |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-| A | 1.0 | 2.0 | 6.0 | 3.0 | 9.0 | 25.0% | 2.0% |
-| B | 1.0 | 2.0 | 6.0 | 3.0 | 7.0 | 25.0% | 2.0% |
-| real against real | 0.5 | 0.5 | 2.0 | 1.0 | 8.0 | 0.0% | - |
+    scores = {"reference": "faces", "images": 10, "swd": [1, 2, 6], "swd_real": [0.5, 0.5, 2],
+              "near_duplicates": 0.25, "near_duplicates_real": 0, "suspicious": 0.02}
+    assert report.faces_table({"A": scores | {"fid": 3, "fid_real": 1}, "B": scores | {"suspicious": 0.03}}) == """\
+| 10 images against faces | SWD 64 px | 32 px | 16 px | mean | near-duplicates | close to a training face |
+| --- | --- | --- | --- | --- | --- | --- |
+| A | 1.0 | 2.0 | 6.0 | 3.0 | 25.0% | 2.0% |
+| B | 1.0 | 2.0 | 6.0 | 3.0 | 25.0% | 3.0% |
+| real against real | 0.5 | 0.5 | 2.0 | 1.0 | 0.0% | - |
 """
     with pytest.raises(ValueError, match="not measured against the same faces"):
         report.faces_table({"A": scores, "B": scores | {"reference": "other faces"}})

@@ -1,11 +1,15 @@
-"""A small folder of random faces in the project's layout, and a run of four steps for each model."""
+"""Random faces in the project's layout, a run of four steps for each model, stand-ins for packages of two scores."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from gan import train as gan_train
 
@@ -63,3 +67,30 @@ def run_gan(faces):
 def trained(request, run_gan, tmp_path_factory) -> tuple[str, Path]:
     """(model, run folder) of a run of four steps without interruption."""
     return request.param, run_gan(tmp_path_factory.mktemp("run") / request.param, request.param, 4)
+
+
+@pytest.fixture
+def packages(monkeypatch, tmp_path) -> list:
+    """Stand-ins: a detector that finds as many faces as the first pixel's value, a network of mean colours.
+
+    The list receives each image and upsampling that the detector is given.
+    """
+    seen = []
+
+    def detector(image, upsampling):
+        seen.append((image, upsampling))
+        return [None] * int(image[0, 0, 0])
+
+    class MeanColours(nn.Module):
+        def forward(self, x):
+            assert x.min() >= 0 and x.max() <= 1
+            return [x.mean((2, 3), keepdim=True)]
+
+    for name in ("dlib", "pytorch_fid", "pytorch_fid.inception"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["dlib"].get_frontal_face_detector = lambda: detector
+    module.InceptionV3, module.FID_WEIGHTS_URL = MeanColours, "https://example.org/weights.pth"
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    return seen

@@ -1,4 +1,4 @@
-"""Scores: cases with a known result, the direction of the distance, the command, and mistakes."""
+"""Scores: cases with a known result, the direction of each score, the command, and mistakes."""
 
 import json
 import re
@@ -8,16 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
+from common.data.folder import load_folder
 from common.errors import UserError
+from common.scores import frechet_distance
 from gan.evaluate import (
+    PRINTED,
+    compare,
     equal_sets,
     laplacian_pyramid,
     main,
+    measure,
     near_duplicates,
     patches,
     sliced_wasserstein,
     swd,
-    variety,
 )
 
 
@@ -65,13 +69,6 @@ def test_same_set_is_close_and_noise_is_far(smooth, noise):
     assert far[0] > 4 * max(same[0], half[0])  # noise differs most in the finest band
 
 
-def test_variety_counts_every_pair(smooth):
-    images = smooth[:4]
-    pairs = [(images[i].double() - images[j].double()).square().mean() for i in range(4) for j in range(i)]
-    assert variety(images) == pytest.approx(torch.stack(pairs).mean().sqrt().item())
-    assert variety(images[:1].expand(4, -1, -1, -1)) == 0
-
-
 def test_near_duplicates_are_counted(noise):
     images, real = noise[:10].clone(), noise[10:]
     assert near_duplicates(images, real) == 0
@@ -88,37 +85,70 @@ def test_scores_take_equal_counts_and_disjoint_real_sets(smooth):
         equal_sets(smooth[:1], smooth, 0)
 
 
+def test_each_score_notices_what_it_is_for(smooth, noise):
+    first, second = smooth.split(20)
+    good, bad, same = (measure(images, second, 0, set()) for images in (
+        first, torch.cat([first[:10], noise[:10]]), first[:2].repeat(10, 1, 1, 1)))
+    assert min(good["precision"], good["recall"], good["coverage"]) > 0.7 and good["density"] > 0.7
+    assert bad["precision"] < 0.6 and bad["density"] < 0.6  # half the images are bad
+    assert same["recall"] < 0.2 and same["coverage"] < 0.6  # two images, ten times each
+    assert abs(good["kernel"]) < 0.1 * min(bad["kernel"], same["kernel"])
+    assert good["swd_mean"] == pytest.approx(np.mean(good["swd"])) and bad["swd_mean"] > 1.5 * good["swd_mean"]
+    assert [scores["near_duplicates"] for scores in (good, bad, same)] == [0, 0, 1]
+
+
+def test_real_images_are_scored_like_the_generated_ones(smooth, noise):
+    _, first, second = equal_sets(noise, smooth, 0)
+    scores = compare(noise, smooth, 0, set())
+    assert scores.pop("images") == 20
+    assert {name[:-5]: value for name, value in scores.items() if name.endswith("_real")} == measure(
+        first, second, 0, set())
+    assert scores["swd_mean"] > 2 * scores["swd_mean_real"] and scores["precision"] < scores["precision_real"]
+
+
+def test_optional_scores_stand_beside_those_of_real_images(packages, smooth):
+    first, second = smooth.clone().split(20)
+    first[:, 0, 0, 0], second[:, 0, 0, 0] = torch.arange(20) % 4, 1  # the stand-in finds so many faces
+    plain, scores = (measure(first, second, 0, optional) for optional in (set(), {"one_face", "fid"}))
+    colours = [images.float().div(255).mean((2, 3)).numpy() for images in (first, second)]
+    assert scores == plain | {"one_face": 5 / 20, "fid": pytest.approx(frechet_distance(*colours))}
+
+
+def read(*command) -> dict:
+    """Run the command with --out and return its scores; every number is printed."""
+    *argv, out = map(str, command)
+    assert main([*argv, "--out", out]) == 0
+    with open(out) as file:
+        return json.load(file)
+
+
 def test_command(faces, tmp_path, capsys):
-    out = tmp_path / "scores" / "gan.json"
-    argv = [str(faces / "face" / "train"), "--reference", str(faces / "face" / "val"), "--out", str(out)]
-    assert main(argv) == 0
-    first = out.read_bytes()
-    assert main([*argv, "--force"]) == 0
-    assert out.read_bytes() == first
-    scores = json.loads(first)
-    assert scores["kind"] == "gan" and scores["images"] == 4 and len(scores["swd"]) == len(scores["swd_real"]) == 3
+    argv = [faces / "face" / "train", "--reference", faces / "face" / "val"]
+    scores = read(*argv, tmp_path / "new" / "gan.json")
     shown = capsys.readouterr().out
+    assert read(*argv, tmp_path / "again.json") == scores
+    assert scores["kind"] == "gan" and scores["images"] == 4 and "std" not in scores
     assert "note: scores of 4 images say little" in shown
-    assert re.search(r"swd x1000, 64 px +[\d.]+ +[\d.]+\n", shown)
-    assert scores["closest"] == pytest.approx(0, abs=1e-3)  # the folder is the training set
-    assert scores["suspicious"] == 1 and re.search(r"suspicious +100\.0% +1\.0%", shown)
+    for size, value, real in zip((64, 32, 16), scores["swd"], scores["swd_real"], strict=True):
+        assert re.search(rf"^swd +{value:.2f} +{real:.2f}  x1000, {size} px$", shown, re.M)
+    for name in PRINTED.keys() & scores.keys() - {"swd"}:
+        value, real = (format(scores[key], PRINTED[name][0]) for key in (name, name + "_real"))
+        assert re.search(rf"^{name} +{value} +{real}( |$)", shown, re.M)
+    assert re.search(r"suspicious +100\.0% +1\.0%", shown)  # the folder is the training set
 
 
-def test_several_seeds_give_mean_and_spread(faces, tmp_path, capsys):
-    argv = [str(faces / "face" / "train"), "--reference", str(faces / "face" / "val"), "--out"]
-    one, other, both = ([*argv, str(tmp_path / f"{i}.json"), "--seed", *seeds.split()]
-                        for i, seeds in enumerate(("3", "5", "3 5")))
-    for command in (one, other, both):
-        main(command)
-    shown = capsys.readouterr().out
-    one, other, both = (json.loads((tmp_path / f"{i}.json").read_text()) for i in range(3))
-    assert (one["seeds"], both["seeds"], both["images"]) == ([3], [3, 5], 4) and "std" not in one
+def test_several_folders_give_mean_and_spread(faces, tmp_path, capsys):
+    train, val = (load_folder(faces / "face" / split, 64).images for split in ("train", "val"))
+    one, other = compare(train[:8], val, 0, set()), compare(val, val, 1, set())
+    both = read(faces / "face" / "train", faces / "face" / "val", "--reference", faces / "face" / "val",
+                tmp_path / "both.json")
+    assert (both["folders"], both["images"]) == (2, 4)
     for name in ("kernel", "swd_mean_real", "recall"):
         assert both[name] == pytest.approx((one[name] + other[name]) / 2)
         assert both["std"][name] == pytest.approx(abs(one[name] - other[name]) / 2 ** 0.5)
     assert both["swd"] == pytest.approx(np.mean([one["swd"], other["swd"]], 0).tolist())
-    assert re.search(r"kernel +-?[\d.]+ ± [\d.]+ +-?[\d.]+ ± [\d.]+  x1000\n", shown)
-    assert both["suspicious"] == one["suspicious"] and "suspicious" not in both["std"]  # of all images
+    assert both["suspicious"] < 1 and both["std"]["suspicious"] == pytest.approx((1 - both["suspicious"]) * 2 ** 0.5)
+    assert re.search(r"kernel +-?[\d.]+ ± [\d.]+ +-?[\d.]+ ± [\d.]+  x1000\n", capsys.readouterr().out)
 
 
 def test_neighbours_are_shown_and_mirrored_copies_found(faces, tmp_path):

@@ -95,7 +95,7 @@ def test_run_folder(trained):
     model, run = trained
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert {"d_loss", "g_loss", "d_real", "d_fake", "d_gap", "near_duplicates"} <= rows[0].keys()
+    assert {"d_loss", "g_loss", "d_real", "d_fake", "d_auc", "near_duplicates"} <= rows[0].keys()
     assert ("gamma_g1" in rows[0]) == (model == "sagan")
     assert {"args.json", "versions.json", "curves.png", "done", "samples/0000004.png"} <= {
         str(path.relative_to(run)) for path in run.rglob("*")}
