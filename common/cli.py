@@ -22,13 +22,14 @@ from common.distributed import destroy_process_group, rank, world_size
 from common.errors import UserError
 from common.files import cannot_write, read_json
 from common.lr_schedule import LR_SCHEDULES
+from common.metrics_log import require_tensorboard
 from common.run_folder import read_config
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 # What a resumed run does not take from its args.json. Its number of steps is there, and a device is not a setting.
 OF_THIS_START = {"out", "resume", "epochs", "device", "dry_run", "debug"}
 INSTEAD = {"epochs": "steps", "seeds": "seed"}  # a flag that is given instead of a setting of the run
-NOT_STORED = {"config", "seeds"}  # flags that args.json does not have
+NOT_STORED = {"config", "seeds", "tensorboard"}  # flags that args.json does not have
 LEADING = {"model", "mode", "recipe"}  # another one has its own defaults for the settings whose default is None here
 
 
@@ -163,9 +164,16 @@ non_negative_float = _number(float, "a number >= 0", lambda x: 0 <= x < math.inf
 fraction = _number(float, "a number >= 0 and < 1", lambda x: 0 <= x < 1)  # 1 would leave nothing to learn
 
 
+def _device(text: str) -> str:
+    if text == "mps":
+        raise argparse.ArgumentTypeError("Apple GPUs are not used: choose cpu or auto")
+    return text
+
+
 def add_device_flags(parser: Parser, *, precision: bool = True) -> None:
     """Add --device and, for commands that may compute in bfloat16, --precision."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU, if any")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", type=_device,
+                        help="auto: the GPU, if any")
     if precision:
         parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                             help="auto: bf16 where the hardware supports it")
@@ -207,6 +215,7 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
                              "weights/NAME.pt. Flags that are given win; another --model, --mode or --recipe brings "
                              "its own defaults. Not taken are --out, --device and, from a released file, --data DIR "
                              "and --precision. A resumed run keeps its own settings")
+    parser.add_argument("--tensorboard", action="store_true", help="write the metrics as TensorBoard event files too")
     parser.add_argument("--dry-run", action="store_true",
                         help="print the settings, time a few steps, and stop, without a run folder")
 
@@ -244,6 +253,8 @@ def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Cal
     args.data = args.data or default_data()
     args.out = out
     del args.config  # versions.json has the command
+    if args.tensorboard:
+        require_tensorboard()
     return args
 
 

@@ -6,12 +6,14 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
 from common.distributed import average, rank
+from common.errors import UserError
 from common.files import atomic_path, cannot_write
 
 METRICS = "metrics.jsonl"
@@ -31,8 +33,7 @@ class MetricsLog:
         """Add the 0-d float32 metrics of one step. A metric that some steps lack is averaged over the others."""
         self._sums |= {name: torch.zeros_like(value) for name, value in metrics.items() if name not in self._sums}
         torch._foreach_add_([self._sums[name] for name in metrics], [*metrics.values()])
-        for name in metrics:
-            self._counts[name] = self._counts.get(name, 0) + 1
+        self._counts |= {name: self._counts.get(name, 0) + 1 for name in metrics}
 
     def diverged(self, largest_loss: float) -> tuple[str, float] | None:
         """Return name and mean of a metric that is not finite in a process, or of a loss above the bound; or None."""
@@ -59,14 +60,27 @@ class MetricsLog:
         self._counts = dict(state["counts"])
 
 
-def append_row(run_dir: Path, row: dict[str, float]) -> None:
-    """Append one row to a run's metrics.jsonl, in process 0 only. Raises UserError if it cannot be written."""
+def require_tensorboard() -> type:
+    """Return PyTorch's writer of TensorBoard event files. Raises UserError where its package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # costs seconds to import
+    except ImportError as error:
+        raise UserError(f"--tensorboard needs a package ({error}): pip install tensorboard") from None
+    return SummaryWriter
+
+
+def append_row(run_dir: Path, row: dict[str, float], events: Any = None) -> None:
+    """Append one row to a run's metrics.jsonl and event file, in process 0 only; UserError if it cannot be written."""
     if rank():
         return
     path = run_dir / METRICS
     try:
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+        if events:
+            for name in metric_names([row]):
+                events.add_scalar(name, row[name], row["step"])
+            events.flush()  # before a checkpoint of this step; so nothing is left to close
     except OSError as error:
         raise cannot_write(path, error) from error
 

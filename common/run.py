@@ -16,12 +16,12 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common import checkpoint
-from common.cli import drop_stdout
+from common.cli import NOT_STORED, drop_stdout
 from common.device import WARM_UP, peak_memory, synchronize
 from common.distributed import barrier, max_over_ranks, rank, require_equal_replicas
 from common.errors import UserError
 from common.files import write_json
-from common.metrics_log import MetricsLog, append_row, plot_curves
+from common.metrics_log import MetricsLog, append_row, plot_curves, require_tensorboard
 from common.randomness import seed_step
 from common.run_folder import RunFolder
 
@@ -50,7 +50,8 @@ class Run:
                  parts: dict[str, Any], weights: nn.Module, inputs: dict[str, str]) -> None:
         self.kind, self.model_args, self.parts, self.weights = kind, model_args, parts, weights
         self.settings = {name: str(value) if isinstance(value, Path) else value
-                         for name, value in sorted(settings.items())}
+                         for name, value in sorted(settings.items()) if name not in NOT_STORED}
+        self._tensorboard, self._events = settings.get("tensorboard", False), None
         self.step = 0
         self.seconds = 0.0  # of training, including the time before a resume
         self.device = next(weights.parameters()).device
@@ -129,6 +130,8 @@ class Run:
         num_steps = settings["steps"]
         if start >= num_steps:
             print(f"{self.folder.path}: {start} steps are done already; a larger --steps continues")
+        elif self._tensorboard and rank() == 0:  # what a killed run wrote of later steps is not shown
+            self._events = require_tensorboard()(self.folder.path, purge_step=start + 1)
         numbers = [signal.SIGINT, signal.SIGTERM]
         hangup = getattr(signal, "SIGHUP", None)  # a closed terminal; nohup ignores it, and Windows has none
         if hangup and signal.getsignal(hangup) != signal.SIG_IGN:
@@ -182,8 +185,7 @@ class Run:
             yield i  # not 0, at which R1 is due
         synchronize(self.device)
         seconds = (time.perf_counter() - began) / REHEARSED
-        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-        count = sum(parameter.numel() for network in networks for parameter in network.parameters())
+        count = sum(parameter.numel() for network in self._networks()[1:] for parameter in network.parameters())
         num_steps, memory = self.settings["steps"], peak_memory(self.device) / 2**30
         print(f"{count:,} parameters, peak memory {memory:.1f} GiB, {seconds:.2g} s per step, "
               f"{_clock(seconds * num_steps)} for {num_steps} steps without previews")
@@ -205,7 +207,7 @@ class Run:
         lrs = {name.replace("optimizer", "lr"): float(part.param_groups[0]["lr"]) for name, part in self.parts.items()
                if isinstance(part, Optimizer)}
         row = {"step": self.step} | self._log.row() | lrs
-        append_row(self.folder.path, row)
+        append_row(self.folder.path, row, self._events)
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
         if bar.disable:
             num_steps = self.settings["steps"]

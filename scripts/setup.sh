@@ -10,9 +10,17 @@ active="${VIRTUAL_ENV:-}"
 if [[ -n "$active" ]]; then
     python="$active/bin/python"
     # Looked up, not imported: that would cost every command some seconds.
-    "$python" -c "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))" \
-        torch torchvision sklearn matplotlib tqdm pytest xdist 2>/dev/null \
+    note="$("$python" -c "if True:
+        import sys
+        from importlib.metadata import version
+        from importlib.util import find_spec
+        if not all(map(find_spec, sys.argv[1:])):
+            sys.exit(1)
+        if not (2, 11) <= tuple(map(int, version('torch').split('.')[:2])) <= (2, 12):
+            print('note: the active environment has PyTorch', version('torch') + '; tested are 2.11 to 2.12')" \
+        torch torchvision sklearn matplotlib tqdm pytest xdist 2>/dev/null)" \
         || fail "the active environment $active lacks packages: pip install -r $project/requirements.txt"
+    [[ -z "$note" ]] || echo "$note" >&2
 else
     python="$project/.venv/bin/python"
     # The copy is written last, so an interrupted or outdated installation is taken up again.

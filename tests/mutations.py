@@ -169,7 +169,7 @@ MUTATIONS = [Mutation(*row) for row in (
      "on a GPU the average keeps the decay of the capture", "tests/test_capture.py -k diffusion"),
     ("gan/train.py:train_step", "R1_EVERY * r1 *", "r1 *", "a lazy R1 is too weak",
      "tests/gan/test_train.py -k by_hand"),
-    ("gan/monitor.py:health", "torch.cat([train, val])", "torch.cat([val, train])", "the gap has the wrong sign",
+    ("gan/monitor.py:health", "torch.cat([train, val])", "torch.cat([val, train])", "the comparison is turned round",
      "tests/gan/test_monitor.py -k health"),
     ("gan/monitor.py:health", "copy.deepcopy(discriminator)", "discriminator",
      "a logged row changes D's running statistics", "tests/gan -k 'changes_nothing or health'"),

@@ -33,7 +33,7 @@ def parse(module: str, flags: str) -> cli.Settings:
 
 def stored(module: str, flags: str) -> dict:
     """Return what args.json has of a run."""
-    settings = {name: value for name, value in vars(parse(module, flags)).items() if name != "seeds"}
+    settings = {name: value for name, value in vars(parse(module, flags)).items() if name not in cli.NOT_STORED}
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -160,7 +160,7 @@ def test_importing_reads_no_data_and_opens_no_socket(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# Windows has no fcntl, no resource and no hangup signal.
+# Windows has no fcntl, no resource, no hangup signal and none of a closed pipe.
 WINDOWS = """
 import importlib, signal, sys
 from pathlib import Path
@@ -168,23 +168,30 @@ import filelock, torch, torchvision, sklearn, scipy.io  # from outside
 project, out, *modules = sys.argv[1:]
 sys.path.insert(0, project)
 sys.modules["fcntl"] = sys.modules["resource"] = None
-del signal.SIGHUP
+del signal.SIGHUP, signal.SIGPIPE
 for module in modules:
     importlib.import_module(module)
+import dann.inference, diffusion.inference, gan.inference
+from common.cli import run_main
 from common.run import Run
 settings = {"resume": None, "steps": 1, "batch_size": 1, "log_every": 1, "save_every": 1, "seed": 0, "dry_run": False}
 model = torch.nn.Linear(2, 3)
 for _ in Run(Path(out), "test", settings, {}, {"model": model}, model, {}).steps():
     pass
+run_main(lambda: gan.inference.main(["faces.png", "--grid", "2", "--device", "cpu"])
+         or diffusion.inference.main("digits --digits 3 --per-digit 2 --device cpu --precision fp32".split())
+         or dann.inference.main([f"{project}/docs/examples/svhn", "digits.csv", "--device", "cpu"]))
 """
 
 
 @pytest.mark.slow
-def test_everything_imports_and_a_run_trains_without_the_modules_of_unix(tmp_path):
+def test_everything_imports_trains_and_infers_without_the_modules_of_unix(tmp_path):
     command = [sys.executable, "-c", WINDOWS, str(PROJECT), str(tmp_path / "run"), *sorted(MODULES)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "run" / "done").exists()
+    assert (tmp_path / "run" / "done").exists() and (tmp_path / "faces.png").exists()
+    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == ["3_001.png", "3_002.png"]
+    assert (tmp_path / "digits.csv").read_text().count("\n") == 21
 
 
 # What takes long to import, and which modules cannot do without: common.prepare reads torchvision's formats.

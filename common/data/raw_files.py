@@ -24,8 +24,7 @@ class Unreachable(Missing):
 def require(raw: Path, files: tuple[RawFile, ...]) -> list[Path]:
     """Return the path of each file, or raise Missing with the names of those that do not exist."""
     paths = [_prefer_unpacked(raw / folder / Path(url).name) for url, folder, _ in files]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
+    if missing := [path for path in paths if not path.exists()]:
         raise Missing(f"put {' and '.join(path.name for path in missing)} into {missing[0].parent} (or --download)")
     return paths
 

@@ -56,7 +56,7 @@ def test_training_flags_and_their_defaults():
     assert vars(args) == {
         "data": "x", "device": "auto", "precision": "auto", "out": None, "steps": 100, "epochs": None,
         "batch_size": 8, "lr_schedule": "linear", "seed": 0, "log_every": 50, "sample_every": 1000,
-        "save_every": 1000, "resume": None, "config": None, "dry_run": False, "debug": False}
+        "save_every": 1000, "resume": None, "config": None, "tensorboard": False, "dry_run": False, "debug": False}
 
 
 @pytest.mark.parametrize("argv", [["--batch", "3"], ["--step", "3"], ["--nonsense"], ["stray"], ["--seed"],
@@ -67,6 +67,19 @@ def test_bad_flags_are_one_line_that_names_the_flag(argv):
         training_parser().parse_args(argv)
     message = str(mistake.value)
     assert argv[0] in message and "--help" in message and "\n" not in message
+
+
+def test_an_apple_gpu_is_one_line_that_says_what_to_use():
+    with pytest.raises(UserError, match="--device: Apple GPUs are not used: choose cpu or auto"):
+        training_parser().parse_args(["--device", "mps"])
+
+
+def test_tensorboard_without_its_package_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UserError, match=r"--tensorboard needs a package \(.*tensorboard.*\): pip install tensorboard"):
+        cli.parse_training_args(training_parser(), ["--data", "x", "--tensorboard"], lambda args: tmp_path / "run")
+    assert os.listdir(tmp_path) == []
 
 
 def test_help_is_the_docstring_as_written(capsys):

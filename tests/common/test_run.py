@@ -1,5 +1,6 @@
 """The run folder and small parts of the loop; resume and signals are tested with diffusion.train as well."""
 
+import errno
 import itertools
 import json
 import os
@@ -188,6 +189,61 @@ def test_every_row_has_the_learning_rates(tmp_path):
     assert read_metrics(tmp_path / "run") == [{"step": 2, "g_lr": 0.5}, {"step": 4, "g_lr": 0.25}]
 
 
+def shown(path):
+    """Return (step, metric, value) of all events that TensorBoard shows of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(path)).Reload()
+    return [(event.step, name, event.value) for name in events.Tags()["scalars"] for event in events.Scalars(name)]
+
+
+class Events:
+    """Stands for PyTorch's writer of event files; `shown` has what TensorBoard would show."""
+
+    shown = ()
+
+    def __init__(self, log_dir, purge_step):
+        Events.shown = [event for event in Events.shown if event[0] < purge_step]
+        (log_dir / f"events.{len(list(log_dir.glob('events.*')))}").write_text("")
+
+    def add_scalar(self, name, value, step):
+        Events.shown.append((step, name, value))
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_event_files_have_the_rows_of_the_metrics_once(tmp_path, monkeypatch, real):
+    if real:
+        pytest.importorskip("tensorboard")
+    else:
+        monkeypatch.setattr("common.run.require_tensorboard", lambda: Events)
+    out, flags = tmp_path / "run", {"log_every": 1, "save_every": 2, "tensorboard": True}
+    run = make_run(out, nn.Linear(2, 3), **flags)
+    loop = run.steps()
+    for _ in range(4):  # logs three rows, of which the checkpoint has two
+        run.record({"loss": torch.tensor(float(next(loop)))})
+    loop.close()
+    train(make_run(out, nn.Linear(2, 3), resume="auto", **flags))
+    rows = [(row["step"], name, row[name]) for row in read_metrics(out) for name in row if name != "step"]
+    assert sorted(shown(out) if real else Events.shown) == sorted(rows) and len(rows) > 4
+    train(make_run(out, nn.Linear(2, 3), resume="auto", **flags))  # nothing is left to do
+    assert len(list(out.glob("events.*"))) == 2
+    assert "tensorboard" not in json.loads((out / "args.json").read_text())
+
+
+@pytest.mark.parametrize("spoiled", ["add_scalar", "flush"])
+def test_events_that_cannot_be_written_are_one_line(tmp_path, monkeypatch, spoiled):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("common.run.require_tensorboard", lambda: Events)
+    monkeypatch.setattr(Events, spoiled, full)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot write \(No space left on device\)"):
+        train(make_run(tmp_path / "run", nn.Linear(2, 3), tensorboard=True))
+
+
 def test_a_closed_standard_output_saves_and_stops(tmp_path, monkeypatch):
     def closed(line, **flags):
         if line.startswith("step 2/"):
@@ -203,10 +259,13 @@ def test_a_closed_standard_output_saves_and_stops(tmp_path, monkeypatch):
 
 
 def test_a_closed_terminal_saves_and_stops(tmp_path):
-    run = make_run(tmp_path / "run", nn.Linear(2, 3))
-    with pytest.raises(SystemExit) as end:
-        for _ in run.steps():
-            os.kill(os.getpid(), signal.SIGHUP)
+    run, before = make_run(tmp_path / "run", nn.Linear(2, 3)), signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as end:
+            for _ in run.steps():
+                os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)  # which is to ignore it if nohup started the suite
     assert end.value.code == 128 + signal.SIGHUP
     assert checkpoint.load(tmp_path / "run" / "last.pt")["step"] == 1
 
