@@ -18,6 +18,7 @@ split of its own, so a folder that is named several times shows how much the cho
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -147,24 +148,29 @@ def equal_sets(fake: Tensor, real: Tensor, seed: int) -> tuple[Tensor, Tensor, T
     return fake, *real[torch.randperm(len(real), generator=generator)[:2 * n]].split(n)
 
 
-def measure(images: Tensor, real: Tensor, seed: int, optional: set[str]) -> dict:
-    """Return the scores of (N, 3, 64, 64) uint8 images against as many real ones, with those of `optional`."""
-    distances, vectors, real_vectors = swd(images, real, seed), features(images), features(real)
-    scores = {"swd": distances, "swd_mean": sum(distances) / SCALES, **fidelity_and_diversity(vectors, real_vectors),
-              "kernel": 1000 * kernel_distance(vectors, real_vectors), "near_duplicates": near_duplicates(images, real)}
-    if "one_face" in optional:
-        scores["one_face"] = one_face_share(images)
-    if "fid" in optional:
-        scores["fid"] = frechet_distance(inception_features(images), inception_features(real))
-    return scores
+def measure(sets: Sequence[Tensor], real: Tensor, seed: int, optional: set[str]) -> list[dict]:
+    """Return the scores of each set of (N, 3, 64, 64) uint8 images against as many real ones, with the `optional`."""
+    real_vectors = features(real)
+    real_inception = inception_features(real) if "fid" in optional else None
+    rows = []
+    for images in sets:
+        distances, vectors = swd(images, real, seed), features(images)
+        rows.append({"swd": distances, "swd_mean": sum(distances) / SCALES,
+                     **fidelity_and_diversity(vectors, real_vectors),
+                     "kernel": 1000 * kernel_distance(vectors, real_vectors),
+                     "near_duplicates": near_duplicates(images, real)})
+        if "one_face" in optional:
+            rows[-1]["one_face"] = one_face_share(images)
+        if "fid" in optional:
+            rows[-1]["fid"] = frechet_distance(inception_features(images), real_inception)
+    return rows
 
 
 def compare(fake: Tensor, real: Tensor, seed: int, optional: set[str]) -> dict:
     """Return the scores of one random choice of images; a name with `_real` is that of real images."""
     chosen, first, second = equal_sets(fake, real, seed)
-    of_real = measure(first, second, seed, optional).items()
-    return {"images": len(chosen), **measure(chosen, second, seed, optional),
-            **{f"{name}_real": value for name, value in of_real}}
+    scores, of_real = measure((chosen, first), second, seed, optional)
+    return {"images": len(chosen), **scores, **{f"{name}_real": value for name, value in of_real.items()}}
 
 
 def summary(runs: list[dict]) -> dict:

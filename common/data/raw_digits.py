@@ -33,6 +33,7 @@ USPS_FILES = ((f"{_USPS}usps.bz2", "USPS", "ec16c51db3855ca6c91edd34d0e9b197"),
 SVHN_FILES = ((f"{_SVHN}train_32x32.mat", "SVHN", "e26dedcc434d2e4c54c9b2d4a06d8373"),
               (f"{_SVHN}test_32x32.mat", "SVHN", "eb5a983be6a315427106f1b164d9cef3"))
 
+
 log = logging.getLogger(__name__)
 
 

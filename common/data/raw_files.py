@@ -24,7 +24,8 @@ class Unreachable(Missing):
 def require(raw: Path, files: tuple[RawFile, ...]) -> list[Path]:
     """Return the path of each file, or raise Missing with the names of those that do not exist."""
     paths = [_prefer_unpacked(raw / folder / Path(url).name) for url, folder, _ in files]
-    if missing := [path for path in paths if not path.exists()]:
+    missing = [path for path in paths if not path.exists()]
+    if missing:
         raise Missing(f"put {' and '.join(path.name for path in missing)} into {missing[0].parent} (or --download)")
     return paths
 

@@ -128,11 +128,12 @@ class _Portraits:
 
     def _background(self) -> None:
         """Paint a plain wall, a gradient or a blurred photograph."""
+        vary = self._vary
         wall = self._colour(0.1, 0.95)
-        slope = (0.5 + self._vary(-0.4, 0.4) * self.image_x + self._vary(-0.4, 0.4) * self.image_y)[:, None]
+        slope = (0.5 + vary(-0.4, 0.4) * self.image_x + vary(-0.4, 0.4) * self.image_y)[:, None]
         self.canvas = wall + self._maybe(0.7)[:, None] * slope * (self._colour(0.1, 0.95) - wall)
         photo = enlarge(patches(self.rng, self.count, 12, self.split), SIZE)
-        photo += self._vary(0.2, 0.9)[:, None] * (photo.mean(1, keepdims=True) - photo)
+        photo += vary(0.2, 0.9)[:, None] * (photo.mean(1, keepdims=True) - photo)
         self._layer(self._maybe(0.4), photo)
 
     def _long_hair(self) -> None:
@@ -232,17 +233,19 @@ class _Portraits:
 
     def _fringe(self) -> None:
         """Paint the hair in front of the head, above a hairline that is lower at the temples."""
-        middle = self._vary(-0.7, -0.5) + self._maybe(0.25) * self._vary(0.1, 0.25) - 0.2 * self._maybe(0.15)
-        middle = middle + self._vary(-0.2, 0.2) * self.u
-        temple = np.where(self.length > 0.15, 1.4, self._vary(-0.1, 0.1))
-        line = np.minimum(middle + (temple - middle) * np.abs(self.u) ** self._vary(3, 6), temple)
+        vary, maybe = self._vary, self._maybe
+        middle = vary(-0.7, -0.5) + maybe(0.25) * vary(0.1, 0.25) - 0.2 * maybe(0.15)
+        middle = middle + vary(-0.2, 0.2) * self.u
+        temple = np.where(self.length > 0.15, 1.4, vary(-0.1, 0.1))
+        line = np.minimum(middle + (temple - middle) * np.abs(self.u) ** vary(3, 6), temple)
         fringe = np.maximum(self.crown, self.v - line + 0.03 * self.strands)
         colour = self.hair * self.hair_shade * (0.7 + 0.3 * self.shade)
         self._layer(_inside(fringe, 0.07) * self.haired, colour)
 
     def _glasses(self) -> None:
-        lens = _oval(self.eye_u, self.eye_v - 0.01, self._vary(0.25, 0.3), self._vary(0.17, 0.22))
-        frame = np.abs(lens) - self._vary(0.01, 0.025)
+        vary = self._vary
+        lens = _oval(self.eye_u, self.eye_v - 0.01, vary(0.25, 0.3), vary(0.17, 0.22))
+        frame = np.abs(lens) - vary(0.01, 0.025)
         bridge = np.maximum(np.abs(self.eye_v + 0.02) - 0.014, np.abs(self.u) - 0.17)
         arms = np.maximum(np.abs(self.eye_v + 0.03) - 0.014, 0.65 - np.abs(self.u))
         rim = _inside(np.minimum(np.minimum(frame, bridge), arms), 0.05)

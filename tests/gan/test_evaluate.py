@@ -87,8 +87,8 @@ def test_scores_take_equal_counts_and_disjoint_real_sets(smooth):
 
 def test_each_score_notices_what_it_is_for(smooth, noise):
     first, second = smooth.split(20)
-    good, bad, same = (measure(images, second, 0, set()) for images in (
-        first, torch.cat([first[:10], noise[:10]]), first[:2].repeat(10, 1, 1, 1)))
+    good, bad, same = measure((first, torch.cat([first[:10], noise[:10]]), first[:2].repeat(10, 1, 1, 1)), second, 0,
+                              set())
     assert min(good["precision"], good["recall"], good["coverage"]) > 0.7 and good["density"] > 0.7
     assert bad["precision"] < 0.6 and bad["density"] < 0.6  # half the images are bad
     assert same["recall"] < 0.2 and same["coverage"] < 0.6  # two images, ten times each
@@ -102,14 +102,14 @@ def test_real_images_are_scored_like_the_generated_ones(smooth, noise):
     scores = compare(noise, smooth, 0, set())
     assert scores.pop("images") == 20
     assert {name[:-5]: value for name, value in scores.items() if name.endswith("_real")} == measure(
-        first, second, 0, set())
+        [first], second, 0, set())[0]
     assert scores["swd_mean"] > 2 * scores["swd_mean_real"] and scores["precision"] < scores["precision_real"]
 
 
 def test_optional_scores_stand_beside_those_of_real_images(packages, smooth):
     first, second = smooth.clone().split(20)
     first[:, 0, 0, 0], second[:, 0, 0, 0] = torch.arange(20) % 4, 1  # the stand-in finds so many faces
-    plain, scores = (measure(first, second, 0, optional) for optional in (set(), {"one_face", "fid"}))
+    (plain,), (scores,) = (measure([first], second, 0, optional) for optional in (set(), {"one_face", "fid"}))
     colours = [images.float().div(255).mean((2, 3)).numpy() for images in (first, second)]
     assert scores == plain | {"one_face": 5 / 20, "fid": pytest.approx(frechet_distance(*colours))}
 
