@@ -33,7 +33,8 @@ class MetricsLog:
         """Add the 0-d float32 metrics of one step. A metric that some steps lack is averaged over the others."""
         self._sums |= {name: torch.zeros_like(value) for name, value in metrics.items() if name not in self._sums}
         torch._foreach_add_([self._sums[name] for name in metrics], [*metrics.values()])
-        self._counts |= {name: self._counts.get(name, 0) + 1 for name in metrics}
+        for name in metrics:
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def diverged(self, largest_loss: float) -> tuple[str, float] | None:
         """Return name and mean of a metric that is not finite in a process, or of a loss above the bound; or None."""

@@ -185,10 +185,11 @@ class Run:
             yield i  # not 0, at which R1 is due
         synchronize(self.device)
         seconds = (time.perf_counter() - began) / REHEARSED
-        count = sum(parameter.numel() for network in self._networks()[1:] for parameter in network.parameters())
+        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        count = sum(parameter.numel() for network in networks for parameter in network.parameters())
         num_steps, memory = self.settings["steps"], peak_memory(self.device) / 2**30
         print(f"{count:,} parameters, peak memory {memory:.1f} GiB, {seconds:.2g} s per step, "
-              f"{_clock(seconds * num_steps)} for {num_steps} steps without previews")
+              f"{clock(seconds * num_steps)} for {num_steps} steps without previews")
         raise SystemExit(0)
 
     def _require_sane_metrics(self) -> None:
@@ -211,7 +212,7 @@ class Run:
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
         if bar.disable:
             num_steps = self.settings["steps"]
-            left = _clock((num_steps - self.step) * self.settings["batch_size"] / rate)
+            left = clock((num_steps - self.step) * self.settings["batch_size"] / rate)
             self._print(f"step {self.step}/{num_steps} {shown} {rate:.0f} images/s, {left} left")
         else:
             bar.set_postfix_str(shown)
@@ -226,7 +227,8 @@ class Run:
             self._signal = CLOSED
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds: "1:02:03"."""
     return str(datetime.timedelta(seconds=round(seconds)))
 
 

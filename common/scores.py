@@ -94,6 +94,9 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> tuple[np.nda
     Args:
         queries, references: (N, ...) and (M, ...) arrays of any number type, equal in shape but for the first axis.
         k: 1..M.
+
+    Raises:
+        ValueError: the shapes differ, or k is out of range.
     """
     if queries.shape[1:] != references.shape[1:] or not 1 <= k <= len(references):
         raise ValueError(f"got {queries.shape}, {references.shape} and k = {k}, expected one shape and k <= M")

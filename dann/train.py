@@ -80,7 +80,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     images, labels = sets[0].images.to(device), sets[0].labels.to(device)
     target_images = sets[1].images.to(device) if args.mode == "dann" else None
     out = of_seed(args.out, seed if args.seeds else None)
-    settings = {name: value for name, value in vars(args).items() if name != "seeds"} | {"seed": seed, "out": out}
+    settings = vars(args) | {"seed": seed, "out": out}
 
     torch.manual_seed(seed)
     model = place(DANN(args.dropout), device)

@@ -8,7 +8,6 @@ A line is `PART NAME MODULE FLAG ...`, quoted as for a shell. The flags after `p
 """
 
 import argparse
-import datetime
 import importlib
 import json
 import shlex
@@ -22,7 +21,7 @@ import numpy as np
 from common.checkpoint import MANIFEST, RELEASED
 from common.cli import Parser, run_main
 from common.device import select_device
-from common.run import Run
+from common.run import Run, clock
 from common.run_folder import FREE, NOTED
 from common.tables import markdown, publish
 from dann.evaluate import build_table, column_of, row_of
@@ -80,9 +79,9 @@ def plan(lines: Sequence[str], flags: Sequence[str]) -> str:
             select_device(args.device)
         times = [seconds(name, task, args, machine) for machine in MACHINES]
         totals = [total + time for total, (time, _) in zip(totals, times, strict=True)]
-        rows.append([name, *(f"{_clock(time)} {how}" for time, how in times), shlex.join(shlex.split(line)[2:])])
+        rows.append([name, *(f"{clock(time)} {how}" for time, how in times), shlex.join(shlex.split(line)[2:])])
     machines = " and ".join(_read(REPORT / benchmark)["machine"] for benchmark, _ in MACHINES.values())
-    return (f"{markdown(['line', *MACHINES, 'training'], [*rows, ['all', *map(_clock, totals), '']])}"
+    return (f"{markdown(['line', *MACHINES, 'training'], [*rows, ['all', *map(clock, totals), '']])}"
             f"Measured: the seconds of weights/{MANIFEST}. Computed: from the throughput of {machines} (report/).\n"
             f"Starting, generating and scoring add up to three minutes per line. Every training: {shlex.join(flags)}")
 
@@ -138,10 +137,6 @@ def _read(path: Path) -> Any:
 
 def _of_cell(cell: dict[str, Any], what: str) -> dict[str, float | None]:
     return {split: cell[split][what] for split in SPLITS if split in cell}
-
-
-def _clock(time: float) -> str:
-    return str(datetime.timedelta(seconds=round(time)))
 
 
 def main(argv: list[str] | None = None) -> int:
