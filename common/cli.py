@@ -23,14 +23,11 @@ from common.errors import UserError
 from common.files import cannot_write, read_json
 from common.lr_schedule import LR_SCHEDULES
 from common.metrics_log import require_tensorboard
-from common.run_folder import read_config
+from common.run_folder import NOT_STORED, OF_THIS_START, read_config
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
-# What a resumed run does not take from its args.json. Its number of steps is there, and a device is not a setting.
-OF_THIS_START = {"out", "resume", "epochs", "device", "dry_run", "debug"}
-INSTEAD = {"epochs": "steps", "seeds": "seed"}  # a flag that is given instead of a setting of the run
-NOT_STORED = {"config", "seeds", "tensorboard"}  # flags that args.json does not have
-LEADING = {"model", "mode", "recipe"}  # another one has its own defaults for the settings whose default is None here
+INSTEAD = {"epochs": "steps", "seeds": "seed"}  # flags that stand for a stored setting
+LEADING = {"model", "mode", "recipe"}  # another one has its own defaults where that here is None or False
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -99,7 +96,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         print(f"error: {mistake}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
+        if not rank():
+            print(f"interrupted{f': {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         code = 130
     sys.exit(code)
 
@@ -140,7 +138,7 @@ def _number(kind: type, expected: str, accepts: Callable[[float], bool]) -> Call
     return parse
 
 
-def given(text: str) -> str:
+def nonempty(text: str) -> str:
     """Refuse an empty name, which most often is a variable of the shell that is not set."""
     if not text:
         raise argparse.ArgumentTypeError("got an empty name")
@@ -186,7 +184,7 @@ def add_force_flag(parser: Parser) -> None:
 
 def add_data_flag(parser: Parser) -> None:
     """Add --data: a data folder, or the word `builtin`."""
-    parser.add_argument("--data", metavar="DIR", type=given,
+    parser.add_argument("--data", metavar="DIR", type=nonempty,
                         help="a folder made by common.prepare, or `builtin` (default: hw2_data)")
 
 
@@ -194,7 +192,7 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
     """Add the flags that all trainers share, with these defaults; None leaves the schedule to the trainer's recipe."""
     add_data_flag(parser)
     add_device_flags(parser)
-    parser.add_argument("--out", metavar="DIR", type=lambda text: Path(given(text)),
+    parser.add_argument("--out", metavar="DIR", type=lambda text: Path(nonempty(text)),
                         help="run folder (default: a name under runs/)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", metavar="N", type=positive_int, default=steps, help="optimizer updates")
@@ -207,10 +205,10 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
     for name, default, what in (("log", 50, "write and print a row of metrics"), ("sample", 1000, "write a preview"),
                                 ("save", 1000, "write the checkpoint")):
         parser.add_argument(f"--{name}-every", metavar="STEPS", type=positive_int, default=default, help=what)
-    parser.add_argument("--resume", metavar="auto|PATH", type=given,
+    parser.add_argument("--resume", metavar="auto|PATH", type=nonempty,
                         help="auto: continue from the run folder's checkpoint, if there is one; flags that are not "
                              "given are those of the run")
-    parser.add_argument("--config", metavar="RUN", type=lambda text: Path(given(text)),
+    parser.add_argument("--config", metavar="RUN", type=lambda text: Path(nonempty(text)),
                         help="a new run with the settings of another one: its folder, its args.json, or a released "
                              "weights/NAME.pt. Flags that are given win; another --model, --mode or --recipe brings "
                              "its own defaults. Not taken are --out, --device and, from a released file, --data DIR "
@@ -243,7 +241,7 @@ def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Cal
         before, source = read_config(args.config, vars(args).keys() - NOT_STORED)
         if any(before[name] != getattr(args, name) for name in LEADING & typed):
             before = {name: value for name, value in before.items()
-                      if args.defaults[name] is not None or name == "data"}
+                      if not (args.defaults[name] is None or args.defaults[name] is False) or name == "data"}
         args = parse_after(before, source)
     resumed = Path(args.resume).parent if args.resume not in (None, "auto") else None
     out = args.out or resumed or default_out(args)
@@ -266,7 +264,7 @@ def _as_flags(name: str, value: Any, default: Any) -> list[str]:
     return [] if value is None else [f"--{name}={value}"]
 
 
-def select(args: Settings) -> tuple[torch.device, torch.dtype]:
+def select_device_and_dtype(args: Settings) -> tuple[torch.device, torch.dtype]:
     """Return the device and dtype of --device and --precision, and put what `auto` stands for into `args`."""
     device = select_device(args.device)
     dtype = select_dtype(device, args.precision)
@@ -274,7 +272,7 @@ def select(args: Settings) -> tuple[torch.device, torch.dtype]:
     return device, dtype
 
 
-def settle(args: Settings, num_items: int) -> None:
+def finalize_settings(args: Settings, num_items: int) -> None:
     """Convert --epochs to --steps, and print the settings.
 
     Raises UserError if the batch is too large or not divisible among the processes.

@@ -1,6 +1,6 @@
 """Devices and precision: what to compute on and in which dtype, CUDA graphs, and what the machine is.
 
-No other module names a kind of device; the command line offers them by name.
+No other module names CUDA, but for the choices of --device.
 """
 
 import os

@@ -25,7 +25,7 @@ from common.errors import UserError
 
 
 def rank() -> int:
-    """Return the number of this process, 0 .. world_size() - 1. Only process 0 writes files and prints."""
+    """Return the number of this process, 0 .. world_size() - 1. Only process 0 prints and writes run folders."""
     return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 

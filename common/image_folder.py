@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.data.folder import SUFFIXES
+from common.data.decode import SUFFIXES
 from common.distributed import barrier, rank, world_size
 from common.errors import UserError
 from common.images import STAMP, save_image

@@ -1,4 +1,4 @@
-"""Images: the only module that converts pixel ranges and writes PNG and GIF files.
+"""Images: the pixel ranges of networks and of files, and writing PNG and GIF files.
 
 Networks use float32 in [-1, 1], channels first; files and data sets use uint8 in 0..255.
 """

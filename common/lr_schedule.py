@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the only place that computes a rate from a step or writes one into an optimizer."""
+"""Learning-rate schedules of the trainers: the rate of a step, and writing it into an optimizer."""
 
 import math
 from collections.abc import Callable

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     faces = {"face": (partial(write_faces, raw, seed, args.faces), None)}
     sets = faces | sets if args.faces else sets | faces
     complete, failures = 0, []
-    with claimed(args.out):
+    with locked(args.out):
         for name, (write, download) in sets.items():
             target = args.out / name
             try:
@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> None:
                     print(f"made {name}: {', '.join(f'{len(rows)} {split}' for split, rows in splits.items())}")
                 complete += 1
             except Missing as missing:  # if a host cannot be reached, the other sets are still built
-                print(f"skip {target.name}: {missing}")
+                print(f"skip {name}: {missing}")
                 failures += [str(missing)] if isinstance(missing, Unreachable) else []
             except UserError as mistake:  # so they are if a file is damaged
-                print(f"fail {target.name}: {mistake}")
+                print(f"fail {name}: {mistake}")
                 failures.append(str(mistake))
     if failures:
         raise UserError(failures[0])
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def claimed(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Make the folder and keep other processes from building there; at the end, remove it if it is empty.
 
     Raises UserError if another process builds there, or if the folder cannot be written.

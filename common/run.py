@@ -16,18 +16,18 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common import checkpoint
-from common.cli import NOT_STORED, drop_stdout
+from common.cli import drop_stdout
 from common.device import WARM_UP, peak_memory, synchronize
 from common.distributed import barrier, max_over_ranks, rank, require_equal_replicas
 from common.errors import UserError
 from common.files import write_json
 from common.metrics_log import MetricsLog, append_row, plot_curves, require_tensorboard
 from common.randomness import seed_step
-from common.run_folder import RunFolder
+from common.run_folder import NOT_STORED, RunFolder
 
 CLOSED = 13  # the number of SIGPIPE: nobody reads standard output any more; Windows has no such signal
 LARGEST_LOSS = 1e4  # a loss beyond it has diverged: all losses here are of the order of 1
-REHEARSED = 3  # timed steps of a dry run
+DRY_RUN_STEPS = 3  # that are timed
 
 
 class Run:
@@ -124,7 +124,7 @@ class Run:
             before_save: brings `weights` up to date, whenever a checkpoint is due.
         """
         if self.settings["dry_run"]:
-            yield from self._rehearse()
+            yield from self._dry_run()
         self._before_save = before_save
         settings, start, seconds_before = self.settings, self.step, self.seconds
         num_steps = settings["steps"]
@@ -161,30 +161,32 @@ class Run:
                         why = "standard output is closed or full, " * (stop == CLOSED)
                         print(f"{why}stopped at step {self.step}: --resume auto continues from here", file=sys.stderr)
                     raise SystemExit(128 + stop)
+            bar.close()
+            if rank() == 0:
+                memory = peak_memory(self.device) / 2**30
+                print(f"{self.step} steps, {self.seconds:.0f} s, peak memory {memory:.1f} GiB")
+                plot_curves(self.folder.path, [start["step"] for start in self.folder.starts[1:]])
+                write_json(self.folder.path / "done", {"steps": self.step, "seconds": round(self.seconds, 1)})
         finally:
             bar.close()
             self.folder.release()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if rank() == 0:
-            print(f"{self.step} steps, {self.seconds:.0f} s, peak memory {peak_memory(self.device) / 2**30:.1f} GiB")
-            plot_curves(self.folder.path, [start["step"] for start in self.folder.starts[1:]])
-            write_json(self.folder.path / "done", {"steps": self.step, "seconds": round(self.seconds, 1)})
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self._signal = number
 
-    def _rehearse(self) -> Iterator[int]:
+    def _dry_run(self) -> Iterator[int]:
         """Yield a few steps, print what the run will take, and exit."""
         untimed = 1 if self.device.type == "cpu" else WARM_UP + 1  # slower: on a GPU, up to the capture
-        for i in range(1, untimed + REHEARSED + 1):
+        for i in range(1, untimed + DRY_RUN_STEPS + 1):
             if i == untimed + 1:
                 synchronize(self.device)
                 began = time.perf_counter()
             seed_step(self.settings["seed"], i)
             yield i  # not 0, at which R1 is due
         synchronize(self.device)
-        seconds = (time.perf_counter() - began) / REHEARSED
+        seconds = (time.perf_counter() - began) / DRY_RUN_STEPS
         networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
         count = sum(parameter.numel() for network in networks for parameter in network.parameters())
         num_steps, memory = self.settings["steps"], peak_memory(self.device) / 2**30

@@ -29,9 +29,10 @@ from common.metrics_log import METRICS, read_metrics
 
 RESULTS = {"done", "result.json", "previews.json"}  # of a finished run; all but the first are DANN's
 FILES = {"args.json", "versions.json", METRICS, "curves.png", "samples", "last.pt", *RESULTS}
-# Settings that may differ between a run and its continuation. Of those that change the training, starts keep a note.
-NOTED = {"steps", "lr", "g_lr", "d_lr", "precision"}
-FREE = {"out", "resume", "epochs", "log_every", "sample_every", "save_every", "dry_run", "device", "debug", *NOTED}
+NOT_STORED = {"config", "seeds", "tensorboard"}  # flags that args.json does not have
+OF_THIS_START = {"out", "resume", "epochs", "device", "dry_run", "debug"}  # never taken from an args.json
+NOTED = {"steps", "lr", "g_lr", "d_lr", "precision"}  # may differ in a continuation, of which `starts` keep a note
+FREE = OF_THIS_START | NOTED | {"log_every", "sample_every", "save_every"}  # all that may differ
 
 
 def read_config(path: Path, names: Set[str]) -> tuple[dict[str, Any], Path]:
@@ -127,8 +128,9 @@ class RunFolder:
         if resume is None:
             return None
         if resume == "auto" and not self.checkpoint_path.exists():
-            rows = read_metrics(self.path)
-            if (self.path / "done").exists() or (rows and rows[-1]["step"] > self.settings["save_every"]):
+            rows, args = read_metrics(self.path), self.path / "args.json"  # as the rows were logged
+            logged = read_json(args, "the settings of a run") if args.exists() else self.settings
+            if (self.path / "done").exists() or (rows and rows[-1]["step"] > logged["save_every"]):
                 raise UserError(f"{self.checkpoint_path} is gone: put it back, or name another --out")
             return None
         path = self.checkpoint_path if resume == "auto" else Path(resume)

@@ -11,7 +11,7 @@ K = 5  # as in Naeem et al. 2020
 ENOUGH = 100  # images
 
 
-def few(count: int) -> list[str]:
+def small_sample_note(count: int) -> list[str]:
     """Return a note if scores of so many images say little, otherwise nothing."""
     return [f"note: scores of {count} images say little: compare at least {ENOUGH}"] if count < ENOUGH else []
 

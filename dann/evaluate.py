@@ -100,7 +100,7 @@ def _cell(runs: list[dict]) -> dict:
     runs = of_seed.values()
     scores = {"val": [run.get("val") for run in runs], "test": [run.get("test") for run in runs],
               "oracle": [(run["oracle"] or {}).get("test") for run in runs]}
-    return {"steps": first["steps"], "seeds": list(of_seed)} | {
+    return {"steps": next(iter(runs))["steps"], "seeds": list(of_seed)} | {
         split: {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
         for split, values in scores.items() if None not in values}
 
@@ -148,7 +148,7 @@ def confusion(result: dict) -> str:
     digits = load_digits(result["data"], result["target"], "val")
     predicted = predict(model, digits.images, model_args["standardise"], device)[1].argmax(1)
     counts = torch.bincount(10 * digits.labels + predicted, minlength=100).view(10, 10)
-    if abs(counts.trace().item() / len(digits.labels) - result.get("val", -1)) > ROUNDING:
+    if abs(counts.trace().item() / len(digits.labels) - result["val"]) > ROUNDING:
         raise UserError(f"{result['run_dir']}: data or last.pt changed since result.json: restore them, or train again")
     title = f"{row_of(result)}, {column_of(result)}, seed {result['seed']}: digits of val, predicted as"
     return markdown([title, *range(10)], [[digit, *row] for digit, row in enumerate(counts.tolist())])
@@ -167,7 +167,7 @@ def _map(cells: list[dict]) -> tuple[str, int, list[str], dict[str, dict[tuple[s
     for cell in shown:
         methods.setdefault(cell["row"], {})[pairs[cell["column"]]] = cell
     names = sorted({name for pair in pairs.values() for name in pair})
-    domains = sorted(names, key=[*DOMAIN_CHOICES, *names].index)  # those that are known no more come last
+    domains = sorted(names, key=[*DOMAIN_CHOICES, *names].index)  # unknown ones come last
     return split, statistics.mode(cell["steps"] for cell in shown), domains, methods
 
 

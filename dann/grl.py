@@ -23,5 +23,5 @@ def grad_reverse(x: Tensor, coeff: Tensor | float) -> Tensor:
 
 
 def grl_coeff(progress: float) -> float:
-    """Return the paper's lambda (eq. 14; 10: sec. 4): 0 at progress 0, the start, and nearly 1 at progress 1."""
+    """Return the paper's lambda (eq. 14, gamma = 10 as in sec. 4): 0 at progress 0, nearly 1 at progress 1."""
     return 2 / (1 + math.exp(-10 * progress)) - 1

@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def target_of(folder: Path, targets: list[str]) -> str:
-    """Return the target that the path names, as it is given or from the root; UserError if it names none or several."""
+    """Return the target that the path names, as typed or else as an absolute path; UserError for none or several."""
     for path in (str(folder), os.path.abspath(folder)):  # links keep their names
         named = [target for target in targets if re.search(f"(?<![a-z]){target}(?![a-z])", path.lower())]
         if named:

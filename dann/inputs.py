@@ -82,7 +82,7 @@ def photograph(images: Tensor) -> Tensor:
 
 
 def neighbours(images: Tensor, others: Tensor) -> Tensor:
-    """Replace the left edge of each image by that of a random one of `others`, with probability 1/2; so the right one.
+    """With probability 1/2 each, replace the left and the right edge of an image by those of a random one of `others`.
 
     Both are (B, 3, H, W) of one type. A street number has several digits, and a crop of one shows parts of the next.
     """

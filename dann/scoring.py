@@ -15,7 +15,7 @@ from common.files import read_json, write_json
 from dann.networks import DANN
 from dann.predict import predict
 from dann.recipes import RECIPES, changes_of
-from dann.validators import OF_SOURCE, VALIDATORS, Outputs, judge
+from dann.validators import OF_SOURCE, VALIDATORS, Outputs, compute_validators
 
 SPLITS = ("val", "test")  # of the target, for accuracies
 MOST = 1000  # images of each domain that the validators look at
@@ -95,7 +95,8 @@ class Scores:
                 seen |= {f"{name}_features": features.nan_to_num(0, 0, 0),
                          f"{name}_probabilities": logits.nan_to_num(0, 0, 0).softmax(1)}
         if seen:
-            row |= judge(Outputs(**seen, source_labels=self.sets["source"].labels if "source" in self.sets else None))
+            labels = self.sets["source"].labels if "source" in self.sets else None
+            row |= compute_validators(Outputs(**seen, source_labels=labels))
         self.rows.append(row)
         if max_over_ranks(int(rank() == 0 and self.selected() is row)):  # others may have rounded differently
             self._keep()
@@ -155,6 +156,8 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     result = read_json(path, "the scores of a run of dann.train, which --resume auto finishes")
     if not result.keys() >= {"data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "oracle"}:
         raise UserError(f"{path} does not hold the scores of a run of dann.train: leave it out")
+    if result["recipe"] not in RECIPES:
+        raise UserError(f"{path}: recipe {result['recipe']} is of another version: leave it out")
     if not result.keys() & set(SPLITS):
         raise UserError(f"{run_dir} has no scores, because its target has no labels: leave it out")
     return result | {"run_dir": run_dir}

@@ -140,14 +140,14 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
 def main(argv: list[str] | None = None) -> int:
     """Run the command: one training per seed."""
     args = parse_args(argv)
-    device, dtype = cli.select(args)
+    device, dtype = cli.select_device_and_dtype(args)
     distributed.init_process_group(device)
     with distributed.rank_zero_first():
         sets = [load_digits(args.data, args.target if args.mode == "target" else args.source, "train")]
         if args.mode == "dann":
             sets.append(load_digits(args.data, args.target, "train", labelled=False))
         scored = scored_sets(args, *sets[1:])
-    cli.settle(args, min(len(digits.images) for digits in sets))
+    cli.finalize_settings(args, min(len(digits.images) for digits in sets))
     for seed in args.seeds or [args.seed]:
         train(args, seed, sets, scored, device, dtype)
     return 0

@@ -95,7 +95,7 @@ def dev(outputs: Outputs) -> float:
     weights = torch.from_numpy(odds).exp() * fitted.stop / (len(features) - fitted.stop)  # p_target / p_source
     probabilities = outputs.source_probabilities[weighed].double().clamp(min=torch.finfo(torch.float32).tiny)
     losses = weights * F.nll_loss(probabilities.log(), outputs.source_labels[weighed], reduction="none")
-    # The weights' mean should be 1. What it is too much, the control variate takes away from the mean of the losses.
+    # The weights should average 1; the control variate takes the effect of any excess out of the mean loss.
     (_, covariance), (_, variance) = torch.cov(torch.stack([losses, weights]), correction=0)
     eta = -covariance / variance.clamp(min=1e-12)  # 0 for equal weights
     return -(losses.mean() + eta * (weights.mean() - 1)).item()
@@ -118,7 +118,7 @@ VALIDATORS = {"source": source, "entropy": entropy, "information": information, 
 OF_SOURCE = ("source", "dev")  # those that need source digits
 
 
-def judge(outputs: Outputs) -> dict[str, float]:
+def compute_validators(outputs: Outputs) -> dict[str, float]:
     """Return the value of every validator that can be computed, by name; no random number of a training is drawn."""
     return {name: round(validator(outputs), 5) for name, validator in VALIDATORS.items()
             if outputs.source_labels is not None or name not in OF_SOURCE}

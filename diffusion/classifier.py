@@ -63,7 +63,7 @@ def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int 
             _, class_logits = model(to_float(images[index].roll(shift, dims=(2, 3))))
         loss = nn.functional.cross_entropy(class_logits, labels[index], label_smoothing=0.05)
         if not loss.isfinite():
-            raise FloatingPointError("the digit classifier diverged")
+            raise UserError("the digit classifier diverged: check the images, or use --precision fp32")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -23,11 +23,11 @@ from common.data.folder import fingerprint, load_digits
 from common.device import synchronize
 from common.errors import UserError
 from common.files import atomic_path, read_json, require_new, write_json, write_text
-from common.scores import few
+from common.scores import small_sample_note
 from common.tables import markdown
 from diffusion.classifier import load_or_train, predict, read_real
 from diffusion.evaluate import score
-from diffusion.pipeline import FULL, SAMPLERS, Pipeline, Setting, generate, load_pipeline, start_sampling
+from diffusion.pipeline import DDPM, SAMPLERS, Pipeline, Setting, generate, load_pipeline, start_sampling
 from diffusion.schedule import NUM_TIMESTEPS
 
 SEED = 0
@@ -58,11 +58,11 @@ def read_setting(text: str) -> Setting:
     with contextlib.suppress(ValueError, KeyError):
         sampler, steps, guidance = text.split(":")
         setting = Setting(sampler, int(steps), float(guidance))
-        smallest = {FULL: NUM_TIMESTEPS, **dict.fromkeys(SAMPLERS, 1)}[sampler]
+        smallest = {DDPM: NUM_TIMESTEPS, **dict.fromkeys(SAMPLERS, 1)}[sampler]
         if smallest <= setting.steps <= NUM_TIMESTEPS and 0 <= setting.guidance < math.inf:
             return setting
-    raise UserError(f"{text}: expected SAMPLER:STEPS:GUIDANCE, with a sampler of {', '.join((FULL, *SAMPLERS))}; "
-                    f"1 to {NUM_TIMESTEPS} steps, for {FULL} all; and a guidance scale >= 0")
+    raise UserError(f"{text}: expected SAMPLER:STEPS:GUIDANCE, with a sampler of {', '.join((DDPM, *SAMPLERS))}; "
+                    f"1 to {NUM_TIMESTEPS} steps, for {DDPM} all; and a guidance scale >= 0")
 
 
 def measure(pipeline: Pipeline, setting: Setting, per_digit: int, device: torch.device,
@@ -119,7 +119,7 @@ def plot(rows: list[dict], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, points in lines.items():
-        if name.startswith(FULL):  # one point, far to the right: show it as a horizontal line
+        if name.startswith(DDPM):  # one point, far to the right: show it as a horizontal line
             axes.axhline(points[0][1], color="black", linewidth=1, linestyle="--", label=f"{name}: 1000 steps")
         else:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=1, label=name)
@@ -136,7 +136,7 @@ def plot(rows: list[dict], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device, dtype = cli.select(args)
+    device, dtype = cli.select_device_and_dtype(args)
     pipeline = load_pipeline(args.weights, device)
     for setting in args.settings.values():
         pipeline.check_guidance(setting.guidance, args.weights)
@@ -160,9 +160,10 @@ def main(argv: list[str] | None = None) -> int:
               "Frechet distance {frechet:.2f}, variety {variety:.2f}".format(**rows[-1]), flush=True)
         if args.out is not None:
             write_json(args.out, {"about": about, "rows": rows})
-            write_text(args.out.with_suffix(".md"), to_markdown(rows))
-            plot(rows, args.out.with_suffix(".png"))
-    for note in few(10 * args.per_digit):
+    if args.out is not None:
+        write_text(args.out.with_suffix(".md"), to_markdown(rows))
+        plot(rows, args.out.with_suffix(".png"))
+    for note in small_sample_note(10 * args.per_digit):
         print(note)
     return 0
 

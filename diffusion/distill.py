@@ -111,21 +111,21 @@ def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Seque
 
 
 def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, teacher: Pipeline, x_0: Tensor, labels: Tensor, *,
-               guidance: float, chain: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+               guidance: float, times: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """Take one step of guidance distillation or of Salimans & Ho's algorithm 2, and return 0-d metrics.
 
     Args:
         teacher, guidance: the network to distil, and its guidance scale.
         x_0, labels: this process's share of the batch: (B, 3, 28, 28) float32 in [-1, 1], and (B,) int64 digits.
-        chain: the table from `chain_times`, on the device.
+        times: the table from `chain_times`, on the device.
         dtype: in which the networks run.
     """
     schedule = teacher.schedule
-    times = chain[torch.randint(0, len(chain), (len(x_0),), device=x_0.device)].unbind(1)
-    t = times[0]
+    of_step = times[torch.randint(0, len(times), (len(x_0),), device=x_0.device)].unbind(1)
+    t = of_step[0]
     x_t = schedule.q_sample(x_0, t, torch.randn_like(x_0))
     with autocast(x_0.device, dtype):
-        target = distill_target(teacher, guidance, x_t, times, labels)
+        target = distill_target(teacher, guidance, x_t, of_step, labels)
         output = student(x_t, t, labels)
     loss = x0_loss(schedule.predict_x0(x_t, t, output, teacher.prediction), target, schedule.snr(t)).mean()
     optimizer.zero_grad(set_to_none=True)
@@ -139,7 +139,7 @@ def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, teacher: Pi
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device, dtype = cli.select(args)
+    device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
     teacher = load_pipeline(args.teacher, device)
     if args.guidance is None:
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     check_teacher(teacher, args.teacher, args.guidance, args.chain)
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-    cli.settle(args, len(digits.images))
+    cli.finalize_settings(args, len(digits.images))
 
     torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     ema = EMA(student, args.ema_decay)
     optimizer = capturable(torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
-    chain = chain_times(teacher.schedule.num_timesteps, args.chain).to(device)
+    times = chain_times(teacher.schedule.num_timesteps, args.chain).to(device)
     setting = Setting("ddim", args.chain, 1.0) if args.chain else STANDARD._replace(guidance=1.0)
 
     run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def step_on(index: Tensor) -> dict[str, Tensor]:
         return train_step(student, optimizer, teacher, to_float(images[index]), all_labels[index],
-                          guidance=args.guidance, chain=chain, dtype=dtype)
+                          guidance=args.guidance, times=times, dtype=dtype)
 
     captured, pipeline = Captured(step_on, device), replace(teacher, model=ema.module)
     for step in run.steps():

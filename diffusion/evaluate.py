@@ -22,7 +22,13 @@ from common.data.folder import load_digits, load_folder
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import DIGIT_SIZE, grid, save_picture
-from common.scores import few, fidelity_and_diversity, frechet_distance, mean_pairwise_distance, memorisation
+from common.scores import (
+    fidelity_and_diversity,
+    frechet_distance,
+    mean_pairwise_distance,
+    memorisation,
+    small_sample_note,
+)
 from diffusion.classifier import classification_accuracy, load_or_train, predict, read_real
 
 ENOUGH_FOR_CAS = 1000  # digits to train on
@@ -107,7 +113,7 @@ def score(fake: np.ndarray, fake_labels: np.ndarray, predicted: np.ndarray,
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device, dtype = cli.select(args)
+    device, dtype = cli.select_device_and_dtype(args)
     fake = load_folder(args.folder, DIGIT_SIZE)
     labels = digits_of(fake.names)
     real = load_digits(args.data, args.domain, "val")
@@ -141,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"trained on them      {scores['cas']:.2%}  (on as many real digits: {scores['cas_real']:.2%})")
         if (count := min(len(labels), len(train_set.labels))) < ENOUGH_FOR_CAS:
             print(f"note: --cas on {count} digits says little: train on at least {ENOUGH_FOR_CAS}")
-    for note in few(len(fake.images)):
+    for note in small_sample_note(len(fake.images)):
         print(note)
     return 0
 

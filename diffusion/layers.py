@@ -1,6 +1,6 @@
-"""Norms and upsampling that a GPU computes faster than PyTorch's layers; on a CPU, and when printed, they are these.
+"""Norms and upsampling that a GPU computes faster than PyTorch's layers; on a CPU and in print they are PyTorch's.
 
-Under autocast PyTorch's norms answer in float32, and its group norm in NCHW memory format. Here both keep the dtype of
+Under autocast PyTorch's norms return float32, and its group norm in NCHW memory format. Here both keep the dtype of
 their input, with float32 sums, and channels_last. Layer norm of the whole sample would be the same as group norm, but
 gives a sample to one thread block, and so leaves most of the GPU idle. PyTorch's bilinear upsampling has one thread per
 pixel.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def stock(x: Tensor) -> bool:
-    """Say whether PyTorch's layers are the fastest for x."""
+def on_cpu(x: Tensor) -> bool:
+    """Say whether x is on a CPU, where PyTorch's own layers are the fastest."""
     return x.device.type == "cpu"
 
 
@@ -23,7 +23,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., C) -> (..., C)."""
-        if stock(x):
+        if on_cpu(x):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
@@ -34,7 +34,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, H, W)."""
-        return super().forward(x) if stock(x) else normalise(x, self.weight, self.bias, self.eps)
+        return super().forward(x) if on_cpu(x) else normalise(x, self.weight, self.bias, self.eps)
 
 
 class _Normalise(torch.autograd.Function):
@@ -86,7 +86,7 @@ class Upsample(nn.Upsample):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, H) -> (B, C, H', H')."""
-        if stock(x):
+        if on_cpu(x):
             return super().forward(x)
         size, new_size = x.shape[-1], int(x.shape[-1] * self.scale_factor)
         pixels = upsampling(size, new_size, x.device, x.dtype) @ x.flatten(2).mT  # (B, H' H', C)

@@ -22,14 +22,14 @@ from diffusion.unet import KIND, ConditionalUNet
 
 # To add a sampler, write a generator function in samplers.py and add an entry here. Every command then offers it.
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
-FULL = "ddpm"  # takes all steps of the chain, so their number cannot be chosen
+DDPM = "ddpm"  # takes all steps of the chain, so their number cannot be chosen
 DISTILLED = "diffusion-distilled.pt"  # the released network that needs the fewest evaluations
 BATCH_SIZE, GPU_BATCH_SIZE = 100, 500  # images; networks may round differently in batches of another size
 PREVIEW_COLUMNS = 4
 
 
 class Setting(NamedTuple):
-    """How to sample: a key of SAMPLERS or FULL, the number of steps (ignored by FULL), and the guidance scale."""
+    """How to sample: a key of SAMPLERS or DDPM, the number of steps (ignored by DDPM), and the guidance scale."""
 
     sampler: str
     steps: int
@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     @property
     def evaluations(self) -> int:
         """Network evaluations per image."""
-        return (NUM_TIMESTEPS if self.sampler == FULL else self.steps) * (1 if self.guidance == 1 else 2)
+        return (NUM_TIMESTEPS if self.sampler == DDPM else self.steps) * (1 if self.guidance == 1 else 2)
 
 
 STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation (chosen in hw2_report.md, "Diffusion", section 1)
@@ -140,7 +140,7 @@ def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[in
         # Cloned, because the next call overwrites it.
         return pipeline.captured(x_t, times, labels, guidance=setting.guidance, dtype=dtype).clone()
 
-    if setting.sampler == FULL:
+    if setting.sampler == DDPM:
         yield from ddpm(denoise, pipeline.schedule, noise)
     else:
         yield from SAMPLERS[setting.sampler](denoise, pipeline.schedule, noise, setting.steps)

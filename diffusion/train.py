@@ -105,11 +105,11 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Sch
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device, dtype = cli.select(args)
+    device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-    cli.settle(args, len(digits.images))
+    cli.finalize_settings(args, len(digits.images))
 
     torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)

@@ -124,18 +124,16 @@ class ConditionalUNet(nn.Module):
         self.outc = nn.Conv2d(width, 3, kernel_size=1)
         self.label_emb = nn.Embedding(NUM_CLASSES, TIME_DIM)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the predicted noise or velocity, (B, 3, 28, 28) float32.
 
         Args:
             x, t: x_t, (B, 3, 28, 28) floating point, and its times, (B,) int64 in 0..T-1.
-            labels: (B,) int64 digits, or None for the unconditional branch.
-            keep: (B,) bool, False where the label is dropped; None keeps all labels.
+            labels: (B,) int64 digits.
+            keep: (B,) bool, False where the label is dropped, for the unconditional branch; None keeps all labels.
         """
-        emb = time_embedding(t)
-        if labels is not None:
-            label_emb = self.label_emb(labels)
-            emb = emb + (label_emb if keep is None else label_emb * keep[:, None])
+        label_emb = self.label_emb(labels)
+        emb = time_embedding(t) + (label_emb if keep is None else label_emb * keep[:, None])
 
         x1 = self.inc(x)
         x2 = self.sa1(self.down1(x1, emb))

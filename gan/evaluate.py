@@ -31,7 +31,14 @@ from common.data.folder import default_data, load_faces, load_folder
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import FACE_SIZE, grid, save_picture
-from common.scores import few, fidelity_and_diversity, frechet_distance, kernel_distance, memorisation, nearest
+from common.scores import (
+    fidelity_and_diversity,
+    frechet_distance,
+    kernel_distance,
+    memorisation,
+    nearest,
+    small_sample_note,
+)
 from gan.extras import PADDING, inception_features, one_face_share, optional_scores
 from gan.features import features
 
@@ -218,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.out:
         write_json(args.out, scores)
     print(f"{scores['images']} of {count} images{' per folder' * (len(folders) > 1)} against {args.reference}")
-    print("\n".join([*table(scores), *notes, *few(scores["images"])]))
+    print("\n".join([*table(scores), *notes, *small_sample_note(scores["images"])]))
     return 0
 
 

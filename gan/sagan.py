@@ -2,7 +2,8 @@
 
 At width 64 the generator has 3,832,885 parameters and the discriminator 3,175,299. Both have spectral normalisation
 (Miyato et al. 2018, arXiv:1802.05957) on l1 to l4, and two attention layers. Unlike the paper's, they have DCGAN's
-shape instead of residual blocks, are unconditional, and keep PyTorch's default initialisation.
+shape instead of residual blocks, are unconditional, and keep PyTorch's default initialisation. Values keep all C
+channels, without the paper's last 1x1 convolution.
 """
 
 import torch
@@ -16,17 +17,11 @@ KEY_DIVISOR = 8  # queries and keys have C / 8 channels (SAGAN sec. 3)
 class SelfAttention(nn.Module):
     """Let every position attend to all others: x + gamma * attention(x) (SAGAN eq. 1-3).
 
-    Args:
-        channels: of the map; a multiple of 8.
-
-    Raises:
-        ValueError: any other number of channels.
+    The map has `channels`, a multiple of 8.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        if channels % KEY_DIVISOR:
-            raise ValueError(f"channels: got {channels}, expected a multiple of {KEY_DIVISOR}")
         self.query_conv = nn.Conv2d(channels, channels // KEY_DIVISOR, kernel_size=1)
         self.key_conv = nn.Conv2d(channels, channels // KEY_DIVISOR, kernel_size=1)
         self.value_conv = nn.Conv2d(channels, channels, kernel_size=1)

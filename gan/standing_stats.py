@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.device import autocast
+from common.distributed import average_buffers
 
 NUM_IMAGES = 512  # generated to measure the statistics
 BATCH_SIZE = 64
@@ -36,3 +37,4 @@ def recalibrate_bn(average: nn.Module, generator: nn.Module, z: Tensor, dtype: t
         for part in z.split(BATCH_SIZE):
             average(part)
     average.eval()
+    average_buffers(average)  # other processes may round differently

@@ -3,11 +3,11 @@
     python -m gan.train --model sagan --data hw2_data --out runs/gan-sagan
 
 DCGAN (Radford et al. 2016, arXiv:1511.06434) uses the non-saturating loss, SAGAN (Zhang et al. 2019, arXiv:1805.08318)
-the hinge loss. Five things differ from the papers: a moving average (EMA) of G generates the images, D sees augmented
-images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, and
-SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment --lr-schedule constant
---ema-decay 0`, for SAGAN with `--g-lr 1e-4` (two rates: Heusel et al. 2017, arXiv:1706.08500). If D memorises a small
-training set, try `--r1 0.1` or more faces.
+the hinge loss. Six things differ from the papers: a moving average (EMA) of G generates the images, D sees augmented
+images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, DCGAN has
+batches of 64, and SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment
+--lr-schedule constant --ema-decay 0`, for DCGAN with `--batch-size 128`, for SAGAN with `--g-lr 1e-4` (two rates:
+Heusel et al. 2017, arXiv:1706.08500). If D memorises a small training set, try `--r1 0.1` or more faces.
 
 The run folder holds last.pt (for resume and inference), samples/ (32 faces, always from the same noise), curves.png and
 metrics.jsonl, which docs/training-logs.md explains.
@@ -33,7 +33,7 @@ from common.run import Run
 from gan.augment import augment, random_flip
 from gan.losses import LOSSES, r1_penalty
 from gan.models import MODELS, build_discriminator, build_generator
-from gan.monitor import WATCHED, attention_gammas, diagnose, generate, health, save_preview, watched_faces
+from gan.monitor import attention_gammas, diagnose, generate, health, save_preview, watched_faces
 from gan.standing_stats import NUM_IMAGES, recalibrate_bn
 
 R1_EVERY = 16  # steps; the weight is as many times larger (lazy regularisation: Karras et al. 2020, arXiv:1912.04958)
@@ -125,12 +125,12 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_optimizer: torc
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device, dtype = cli.select(args)
+    device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
     with rank_zero_first():
         sets = [load_faces(args.data, split) for split in ("train", "val")]
     train_faces, val_faces = (faces.images for faces in sets)
-    cli.settle(args, len(train_faces))
+    cli.finalize_settings(args, len(train_faces))
     watched = watched_faces(train_faces, val_faces)
 
     torch.manual_seed(args.seed)
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         if log or sample:  # at other steps nothing uses the average
             recalibrate()
         if log:
-            generated = generate(g_ema.module, fixed_z[:WATCHED], dtype)
+            generated = generate(g_ema.module, fixed_z[:len(watched[0])], dtype)
             metrics = metrics | health(discriminator, generated, *watched, dtype)
         run.record(metrics)
         if sample:

@@ -80,7 +80,7 @@ def test_seeds_are_given_instead_of_the_seed():
 
 
 def test_another_model_or_recipe_brings_its_own_defaults():
-    write("gan.train", no_attention=False)
+    write("gan.train")
     same = parse("gan.train", "--config old --model sagan")
     other = parse("gan.train", "--config old --model dcgan")
     assert (same.loss, same.g_lr, same.d_lr, same.r1, same.width) == ("hinge", 3e-4, 4e-4, 0.5, 32)

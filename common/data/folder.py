@@ -293,7 +293,7 @@ def _store(path: Path, key: str, *arrays: np.ndarray) -> bool:
         with atomic_path(path, writer=str(os.getpid())) as partial, open(partial, "wb") as file:
             for array in arrays:
                 np.save(file, array)
-        for stale in set(path.parent.glob(f"{key}-*.npy")) - {path}:
+        for stale in {*path.parent.glob(f"{key}-*.npy"), *path.parent.glob(f".{key}-*.partial")} - {path}:
             stale.unlink(missing_ok=True)
         return True
     except (UserError, OSError):  # read-only or full

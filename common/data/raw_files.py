@@ -62,7 +62,8 @@ def reading(path: Path | str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         if _is_web_page(path):
             reason = f"a web page, not a {Path(path).suffix[1:] or 'data file'}"
-        raise UserError(f"cannot read {path} ({reason}): damaged or incomplete, download it again") from None
+        cure = "make it readable" if isinstance(error, PermissionError) else "damaged or incomplete, download it again"
+        raise UserError(f"cannot read {path} ({reason}): {cure}") from None
 
 
 def _is_web_page(path: Path | str) -> bool:

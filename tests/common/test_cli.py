@@ -108,22 +108,22 @@ def test_help_shows_defaults(capsys):
 
 def test_epochs_become_steps_of_whole_batches_and_settings_are_printed(capsys):
     args = training_parser().parse_args(["--data", "x", "--out", "y"])
-    cli.settle(args, 8)
+    cli.finalize_settings(args, 8)
     assert args.steps == 100
     args = training_parser().parse_args(["--data", "x", "--out", "y", "--epochs", "3", "--seed", "0"])
-    cli.settle(args, 30)
+    cli.finalize_settings(args, 30)
     assert args.steps == 3 * 3
     chosen, default = capsys.readouterr().out.splitlines()[-2:]
     assert chosen == "chosen: data=x epochs=3 out=y steps=9"
     assert "batch_size=8" in default and "seed=0" in default and "debug" not in default
     with pytest.raises(UserError, match=r"--batch-size 8 is larger than the training set \(7 images\)"):
-        cli.settle(args, 7)
+        cli.finalize_settings(args, 7)
 
 
 def test_auto_is_replaced_by_what_it_stands_for(monkeypatch):
     args = training_parser().parse_args(["--data", "x", "--device", "cpu"])
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert cli.select(args) == (torch.device("cpu"), torch.bfloat16)
+    assert cli.select_device_and_dtype(args) == (torch.device("cpu"), torch.bfloat16)
     assert (args.device, args.precision) == ("cpu", "bf16")
 
 
@@ -189,7 +189,7 @@ def test_an_empty_name_is_refused(flag):
 def test_a_run_is_not_written_among_the_images(tmp_path):
     args = training_parser().parse_args(["--data", str(tmp_path), "--out", str(tmp_path / "face" / "train")])
     with pytest.raises(UserError, match="is among the images of --data"):
-        cli.settle(args, 8)
+        cli.finalize_settings(args, 8)
 
 
 def test_a_run_that_is_resumed_by_its_path_stays_in_its_folder(tmp_path):

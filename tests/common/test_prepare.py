@@ -324,8 +324,8 @@ def test_a_file_system_without_locks_is_used_and_one_that_cannot_be_written_is_n
 def test_a_missing_source_is_skipped_in_one_line_that_says_where_to_put_it(raw, out, capsys):
     run(raw, out)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3] == f"skip svhn: put train_32x32.mat and test_32x32.mat into {raw}/SVHN (or --download)"
-    assert lines[2].startswith(f"skip usps: put usps.bz2 and usps.t.bz2 into {raw}/USPS")
+    assert lines[3] == f"skip digits/svhn: put train_32x32.mat and test_32x32.mat into {raw}/SVHN (or --download)"
+    assert lines[2].startswith(f"skip digits/usps: put usps.bz2 and usps.t.bz2 into {raw}/USPS")
     assert lines[4].startswith(f"skip face: put CelebA into {raw}/celeba")
     assert not (out / "digits" / "svhn").exists()
 
@@ -333,7 +333,7 @@ def test_a_missing_source_is_skipped_in_one_line_that_says_where_to_put_it(raw, 
 def test_mnistm_without_photographs_is_skipped(tmp_path, out, capsys):
     write_mnist(tmp_path)
     run(tmp_path, out)
-    assert f"skip mnistm: put the BSDS500 photographs into {tmp_path}/BSDS500" in capsys.readouterr().out
+    assert f"skip digits/mnistm: put the BSDS500 photographs into {tmp_path}/BSDS500" in capsys.readouterr().out
 
 
 def test_no_raw_file_at_all_is_an_error(tmp_path, out):
@@ -375,8 +375,8 @@ def test_the_sets_after_a_damaged_one_are_built(raw, out, capsys):
     with pytest.raises(UserError, match="t10k-labels-idx1-ubyte"):
         run(raw, out)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["fail mnist", "fail mnistm", "fail usps", "made digits/svhn",
-                                                      "made face"]
+    assert [line.split(":")[0] for line in lines] == [
+        "fail digits/mnist", "fail digits/mnistm", "fail digits/usps", "made digits/svhn", "made face"]
     assert "usps.bz2" in lines[2] and len(load_faces(out, "train").images) == 3
 
 
@@ -396,6 +396,17 @@ def test_an_unreadable_raw_file_is_not_called_unwritable(raw, out, monkeypatch):
 
     monkeypatch.setattr(prepare, "DOMAINS", {"mnist": DOMAINS["mnist"]._replace(read=refused)})
     with pytest.raises(UserError, match=r"cannot read .*MNIST \(Permission denied\)"):
+        run(raw, out)
+
+
+def test_a_raw_file_that_may_not_be_opened_is_not_called_damaged(raw, out, monkeypatch):
+    write_usps(raw)
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("bz2.open", refused)
+    with pytest.raises(UserError, match=r"cannot read .*usps\.bz2 \(.*Permission denied\): make it readable"):
         run(raw, out)
 
 

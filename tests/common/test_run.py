@@ -159,6 +159,33 @@ def test_a_run_whose_checkpoint_is_gone_is_not_started_again(finished, tmp_path)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+@pytest.mark.parametrize(("logged", "now", "starts"), [(4, 1, True), (1, 4, False)])
+def test_a_lost_checkpoint_is_missed_by_the_saves_of_the_start_that_logged_the_rows(tmp_path, logged, now, starts):
+    run = make_run(tmp_path / "run", nn.Linear(2, 3), save_every=logged)
+    for step in run.steps():
+        run.record({"loss": torch.tensor(1.0), "gain": torch.tensor(1.0)})
+        if step == 2:
+            run.folder.release()  # killed after the row of step 2
+            (tmp_path / "run" / "last.pt").unlink(missing_ok=True)
+            break
+    if starts:
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto", save_every=now)
+    else:
+        with pytest.raises(UserError, match=r"last\.pt is gone"):
+            make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto", save_every=now)
+
+
+def test_the_folder_is_held_until_the_run_says_that_it_is_done(tmp_path, monkeypatch):
+    def plot(path, starts):
+        with pytest.raises(UserError, match="another process trains there"):
+            make_run(path, nn.Linear(2, 3), resume="auto", steps=8)
+
+    monkeypatch.setattr("common.run.plot_curves", plot)
+    train(make_run(tmp_path / "run", nn.Linear(2, 3)))
+    assert (tmp_path / "run" / "done").exists()
+    make_run(tmp_path / "run", nn.Linear(2, 3), resume="auto", steps=8)
+
+
 def test_pictures_of_an_abandoned_continuation_go(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     (out / "samples").mkdir()

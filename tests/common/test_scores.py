@@ -7,13 +7,13 @@ import scipy.linalg
 from common.scores import (
     SHOWN,
     closeness,
-    few,
     fidelity_and_diversity,
     frechet_distance,
     kernel_distance,
     mean_pairwise_distance,
     memorisation,
     nearest,
+    small_sample_note,
 )
 
 RNG = np.random.default_rng(0)
@@ -97,7 +97,8 @@ def test_mean_pairwise_distance_is_the_brute_force_one():
 
 
 def test_scores_of_few_images_have_a_note():
-    assert few(99) == ["note: scores of 99 images say little: compare at least 100"] and few(100) == []
+    assert small_sample_note(99) == ["note: scores of 99 images say little: compare at least 100"] and (
+        small_sample_note(100) == [])
 
 
 def test_kernel_distance_is_the_mean_over_pairs_of_different_vectors():

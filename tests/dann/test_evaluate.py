@@ -228,6 +228,13 @@ def test_a_result_without_a_key_is_one_line(name, runs, tmp_path):
         main([str(path.parent)])
 
 
+def test_a_recipe_of_another_version_is_one_line(runs):
+    path = Path(runs("a", "dann", test=0.9), "result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": "best"}))
+    with pytest.raises(UserError, match=r"a/result\.json: recipe best is of another version: leave it out"):
+        main([str(path.parent)])
+
+
 def test_a_target_without_labels_has_no_scores(runs, capsys):
     run = Path(runs("a", "dann", oracle=None))
     result = json.loads((run / "result.json").read_text())

@@ -17,7 +17,7 @@ from dann.networks import DANN
 from dann.predict import predict
 from dann.recipes import RECIPES
 from dann.scoring import Scores, best, scored_sets, write_result
-from dann.validators import VALIDATORS, Outputs, judge
+from dann.validators import VALIDATORS, Outputs, compute_validators
 from tests.trainers import same
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def judged(monkeypatch):
     """Return the function that replaces the validators: `snd` has these values, one per preview."""
     def replace(*values):
         left = iter(values)
-        monkeypatch.setattr(scoring, "judge", lambda outputs: {"snd": next(left)})
+        monkeypatch.setattr(scoring, "compute_validators", lambda outputs: {"snd": next(left)})
 
     return replace
 
@@ -99,7 +99,8 @@ def test_a_score_is_the_share_of_right_digits(sets, monkeypatch):
 def test_validators_see_held_out_source_digits_and_unlabelled_target_images(data, sets, monkeypatch):
     monkeypatch.setattr(scoring, "MOST", 15)
     model, seen = DANN(), []
-    monkeypatch.setattr(scoring, "judge", lambda outputs: seen.append(outputs) or judge(outputs))
+    monkeypatch.setattr(scoring, "compute_validators",
+                        lambda outputs: seen.append(outputs) or compute_validators(outputs))
     scores = Scores(model, sets(), False, "last")
     scores.add(1)
     assert list(scores.rows[0]) == ["step", "val", "test", *VALIDATORS]

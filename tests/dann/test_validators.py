@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import one_hot
 
 from dann import validators
-from dann.validators import VALIDATORS, Outputs, judge
+from dann.validators import VALIDATORS, Outputs, compute_validators
 
 SURE = one_hot(torch.arange(40) % 10, 10).float()  # equally many of each digit
 SAME = one_hot(torch.full((40,), 3), 10).float()
@@ -117,7 +117,7 @@ def test_a_good_network_is_better_than_a_poor_one():
     good = Outputs(places[digits] + torch.randn(80, 768), sure, places[digits] + torch.randn(80, 768), sure, digits)
     poor = Outputs(torch.randn(80, 768), torch.randn(80, 10).softmax(1), torch.randn(80, 768),
                    torch.randn(80, 10).softmax(1), digits)
-    scores, worse = judge(good), judge(poor)
+    scores, worse = compute_validators(good), compute_validators(poor)
     assert all(scores[name] > worse[name] for name in VALIDATORS if name != "snd")
     dense, sparse = (3 * one_hot(digits % 2, 10) + torch.randn(80, 10) * width for width in (0.1, 3))
     assert VALIDATORS["snd"](of_target(dense.softmax(1))) > VALIDATORS["snd"](of_target(sparse.softmax(1)))
@@ -126,19 +126,19 @@ def test_a_good_network_is_better_than_a_poor_one():
 def test_values_are_rounded_always_the_same_and_draw_nothing():
     outputs = random_outputs()
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first = judge(outputs)
+    first = compute_validators(outputs)
     assert list(first) == ["source", "entropy", "information", "bnm", "snd", "dev", "class-ami"]
-    assert judge(outputs) == first == {name: round(value, 5) for name, value in first.items()}
+    assert compute_validators(outputs) == first == {name: round(value, 5) for name, value in first.items()}
     assert torch.equal(torch.get_rng_state(), states[0]) and (np.random.get_state()[1] == states[1]).all()
 
 
 def test_without_a_source_those_that_need_it_are_left_out():
     outputs = random_outputs()
-    everything = judge(outputs)
-    assert judge(Outputs(outputs.target_features, outputs.target_probabilities)) == {
+    everything = compute_validators(outputs)
+    assert compute_validators(Outputs(outputs.target_features, outputs.target_probabilities)) == {
         name: everything[name] for name in ("entropy", "information", "bnm", "snd", "class-ami")}
 
 
 @pytest.mark.parametrize("source, target", [(1, 1), (2, 3)])
 def test_few_images_have_finite_values(source, target):
-    assert all(math.isfinite(value) for value in judge(random_outputs(source, target)).values())
+    assert all(math.isfinite(value) for value in compute_validators(random_outputs(source, target)).values())

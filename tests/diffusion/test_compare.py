@@ -52,6 +52,15 @@ def test_rows_of_an_earlier_call_are_kept(run, capsys):
     assert capsys.readouterr().out.count("ddim:2:1: is in table/samplers.json already\n") == 1
 
 
+def test_a_table_that_is_missing_is_written_again(run, tmp_path):
+    run("ddim:2:1")
+    table = tmp_path / "table" / "samplers.md"
+    text = table.read_text()
+    table.unlink()
+    run("ddim:2:1")  # as after a stop between the scores and the table
+    assert table.read_text() == text
+
+
 def test_force_begins_a_new_table(run, tmp_path):
     run("ddim:2:1", "ddim:3:1")
     (tmp_path / "table" / "samplers.json").write_text("foreign")

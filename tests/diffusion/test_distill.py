@@ -123,7 +123,7 @@ def test_the_student_is_trained_at_every_time_of_its_chain(teacher, monkeypatch,
     torch.manual_seed(0)
     distill.train_step(student, torch.optim.Adam(student.parameters()), teacher,
                        torch.zeros(10_000, 3, 1, 1), torch.zeros(10_000, dtype=torch.int64), guidance=2.0,
-                       chain=distill.chain_times(1000, chain), dtype=torch.float32)
+                       times=distill.chain_times(1000, chain), dtype=torch.float32)
     assert sorted(set(trained_at)) == times
 
 
@@ -135,7 +135,7 @@ def test_one_step_by_hand(teacher):
     x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
     torch.manual_seed(1)
     metrics = distill.train_step(student, optimizer, teacher, x_0, labels, guidance=2.0,
-                                 chain=distill.chain_times(1000, 4), dtype=torch.float32)
+                                 times=distill.chain_times(1000, 4), dtype=torch.float32)
 
     torch.manual_seed(1)
     position = torch.randint(0, 4, (6,))
@@ -163,7 +163,7 @@ def test_overfits_one_batch(teacher):
     for _ in range(20):
         torch.manual_seed(0)  # the same times and noise
         losses.append(distill.train_step(student, optimizer, teacher, torch.zeros(4, 3, 28, 28), torch.arange(4),
-                                         guidance=4.0, chain=distill.chain_times(1000, None),
+                                         guidance=4.0, times=distill.chain_times(1000, None),
                                          dtype=torch.float32)["loss"].item())
     assert losses[-1] < 0.3 * losses[0]
 

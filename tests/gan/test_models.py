@@ -136,8 +136,3 @@ def test_attention_is_the_papers_formula():
     weights = scores.exp() / scores.exp().sum(dim=2, keepdim=True)
     expected = x + 0.7 * torch.einsum("bij,bcj->bci", weights, value).view_as(x)
     torch.testing.assert_close(layer(x), expected)
-
-
-def test_attention_refuses_odd_channels():
-    with pytest.raises(ValueError, match="got 12, expected a multiple of 8"):
-        sagan.SelfAttention(12)
