@@ -9,6 +9,7 @@ are aligned with class shares, as in ReMixMatch (Berthelot et al. 2020, arXiv:19
 are not known: of street numbers, one in five is a 1, and an alignment with equal shares turns a part of the ones into
 sevens. So the shares start halfway between equal ones and those that the teacher predicts (tempered, as in CReST, Wei
 et al. 2021, arXiv:2102.09559, sec. 3.3), and fade into the latter until the digits have come apart. They are then kept.
+A network that has hardly begun to learn leaves out whole digits, so labels wait until it has seen some source images.
 
 The teacher's batch normalisation sees target images only. It uses the statistics of the batch in training, and their
 running average in inference.
@@ -25,6 +26,7 @@ CONFIDENCE = 0.9  # a digit with a lower probability is not used as a label
 MOMENTUM = 0.05  # of the running mean of probabilities: some 20 batches, as one has few images of a digit
 RAREST = 0.001  # below this share, a class share is too noisy to divide by
 START, FADE = 0.5, 0.2  # strength of the alignment at first, and the share of the steps over which it falls to 0
+WAIT = 0.05  # the share of the steps before the first labels
 
 
 class Alignment(nn.Module):
@@ -47,23 +49,24 @@ class Alignment(nn.Module):
         return F.normalize(probabilities * self.wanted / shares, p=1)
 
 
-def alignment_strength(progress: float) -> float:
-    """Return the strength of the alignment at a share of the steps."""
-    return START * max(0.0, 1 - progress / FADE)
+def alignment_strength(progress: Tensor) -> Tensor:
+    """Return the strength of the alignment at a share of the steps, both 0-d float32."""
+    return START * (1 - progress / FADE).clamp(min=0)
 
 
 @torch.no_grad()
 def pseudo_labels(teacher: DANN, images: Tensor, alignment: Alignment | None,
-                  strength: Tensor) -> tuple[Tensor, Tensor]:
+                  progress: Tensor) -> tuple[Tensor, Tensor]:
     """Return the digits that the teacher predicts, (B,) int64, and whether each is confident, (B,) bool.
 
-    Images are (B, 3, 28, 28) float32 of the target, not augmented; `strength` is that of the alignment. The teacher is
-    left with batch normalisation in training mode, which updates running statistics, and without dropout.
+    Images are (B, 3, 28, 28) float32 of the target, not augmented; `progress` is the share of the steps that are done,
+    0-d float32. The teacher is left with batch normalisation in training mode, which updates running statistics, and
+    without dropout.
     """
     for module in teacher.modules():
         module.training = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
     probabilities = teacher.classifier(teacher.features(images)).float().softmax(1)
     if alignment is not None:
-        probabilities = alignment(probabilities, strength)
+        probabilities = alignment(probabilities, alignment_strength(progress))
     probability, digits = probabilities.max(1)
-    return digits, probability > CONFIDENCE
+    return digits, (probability > CONFIDENCE) & (progress >= WAIT)

@@ -37,7 +37,7 @@ from dann.networks import DANN, KIND
 from dann.recipes import MODES, add_recipe_flags, complete, model_args_of, of_seed, run_dir
 from dann.scoring import Scores, add_select_flag, scored_sets, write_result
 from dann.step import train_step
-from dann.teacher import DECAY, Alignment, alignment_strength, pseudo_labels
+from dann.teacher import DECAY, Alignment, pseudo_labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -99,7 +99,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         scale = scale_range(domain, args.target) if args.geometry else None
         return network_input(images, args.standardise, scale, args.intensity, args.photograph)
 
-    def step_on(coeff: Tensor, strength: Tensor, index: Tensor, target_index: Tensor | None = None, *,
+    def step_on(coeff: Tensor, progress: Tensor, index: Tensor, target_index: Tensor | None = None, *,
                 target_only: bool) -> tuple:
         x = target_x = pseudo = None
         if target_index is not None:
@@ -107,7 +107,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), alignment, strength)
+                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), alignment, progress)
         if not target_only:
             chosen = neighbours(images[index], clean) if args.neighbours else images[index]
             x = augmented(chosen, domain)
@@ -120,8 +120,8 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         progress = step / args.steps
         coeff = torch.full((), grl_coeff(progress), device=device)
-        strength = torch.full((), alignment_strength(progress), device=device)
-        metrics, batches = captured(coeff, strength, *(distributed.shard(stream.next()) for stream in streams),
+        metrics, batches = captured(coeff, torch.full((), progress, device=device),
+                                    *(distributed.shard(stream.next()) for stream in streams),
                                     target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:

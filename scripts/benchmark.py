@@ -4,25 +4,17 @@
 
 Both sides train the same networks with the same batch size on the same embedded images. Each round times the plain
 loop, then ours; the ratio is the median over rounds, its spread the smallest and the largest. For sampling, our default
-sampler is compared with the plain 1000 steps: the images differ and are about equally good. First step and peak memory
-come from fresh processes that have done their imports and have the images. Operations are compared with the rate of a
-large matrix product on the same machine, a practical upper limit.
+sampler is compared with the plain 1000 steps: the images differ and are about equally good. On a GPU, larger batches
+are tried too, and the fastest of ours is compared with the plain loop at the same batch.
 
-On a GPU, larger batches are tried too, and the fastest of ours is compared with the plain loop at the same batch.
-First step and peak memory are those of two steps that are not captured, in the process that has timed both. Idle: it
-neither computes nor copies.
-
-The figures go to --out as JSON, and beside it as tables (.md) and a plot (.png).
+The figures go to --out as JSON, and beside it as a table (.md) and a plot (.png).
 """
 
 import argparse
-import gc
-import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +22,9 @@ import numpy
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.autograd import DeviceType
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.cli import Parser, add_device_flags, add_force_flag, ending, run_main
-from common.device import describe_machine, peak_memory, select_device, select_dtype, synchronize
+from common.device import describe_machine, select_device, select_dtype, synchronize
 from common.files import atomic_path, require_new, write_json, write_text
 from common.tables import markdown
 from scripts import ours, plain
@@ -42,7 +32,6 @@ from scripts.plain import Data, Work, load_embedded
 
 IMAGES = {"cpu": 512, "cuda": 2000}  # per data set
 WARM_UP = {"cpu": 1, "cuda": 5}  # steps of ours; on a GPU it is captured in the fourth
-PROFILED = 3  # steps
 ROUNDS = {"cpu": (5, 5), "cuda": (3, 0.7)}  # and the seconds of each side
 QUEUED = {"cpu": 1, "cuda": 10}  # steps between two looks at the clock, for which the device must be waited for
 
@@ -97,52 +86,6 @@ def compare(plain: Work, ours: Work, device: torch.device, rounds: int, seconds:
             "ratio_max": max(ratios)}
 
 
-def first_steps(make: Callable[..., Work], args: tuple, device: torch.device) -> dict[str, float]:
-    """Make a work; return seconds of its first step, bytes of peak memory, and operations per image."""
-    if device.type != "cpu":
-        gc.collect()  # of networks that were measured before
-        torch.cuda.reset_peak_memory_stats(device)
-    start, before = time.perf_counter(), peak_memory(device)
-    torch.manual_seed(0)
-    work = make(*args)
-    next(work)
-    synchronize(device)
-    seconds = time.perf_counter() - start
-    with FlopCounterMode(display=False) as counter:  # before the capture: a replay shows no operations
-        done = next(work)
-    return {"first_step": seconds, "memory": peak_memory(device) - before,
-            "operations": counter.get_total_flops() / done}
-
-
-def in_fresh_process(function: Callable, *args: object) -> dict:
-    """Call a function in a new process that has this module's imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scripts.plain", "gan.train", "diffusion.train", "dann.train"])
-    with context.Pool(1) as pool:
-        return pool.apply(function, args)
-
-
-def kernel_seconds(work: Work, device: torch.device) -> float:
-    """Return the time in which a GPU computes or copies, in seconds per image."""
-    synchronize(device)
-    kind = torch.profiler.ProfilerActivity.CPU if device.type == "cpu" else torch.profiler.ProfilerActivity.CUDA
-    with torch.profiler.profile(activities=[kind], acc_events=True) as profile:
-        images = sum(next(work) for _ in range(PROFILED))
-        synchronize(device)
-    return busy_seconds(profile.events()) / images
-
-
-def busy_seconds(events: Iterable[Any]) -> float:
-    """Return in how many seconds something of a profile ran on a GPU: the length of the union of these spans."""
-    spans = sorted((event.time_range.start, event.time_range.end) for event in events
-                   if event.device_type == DeviceType.CUDA and not event.is_user_annotation)
-    microseconds = reached = 0
-    for start, end in spans:
-        microseconds += max(0, end - max(start, reached))
-        reached = max(reached, end)
-    return microseconds / 1e6
-
-
 def started(work: Work, steps: int) -> Work:
     """Take the first steps of a work: they allocate memory, pick kernels, and on a GPU capture ours."""
     for _ in range(steps):
@@ -165,17 +108,10 @@ def fastest(pair: Pair, rate: float, setup: Setup) -> int:
 
 def row_of(pair: Pair, setup: Setup) -> dict[str, Any]:
     """Compare a pair at its batch size."""
-    device, args = setup.device, (setup.data, setup.device, pair.batch_size)
-    sides = (pair.plain, args), (pair.ours, (*args, setup.dtype))
-    if not setup.gpu:
-        costs = [in_fresh_process(first_steps, make, args, device) for make, args in sides]
+    args = setup.data, setup.device, pair.batch_size
     torch.manual_seed(0)
-    works = [started(make(*args), steps) for (make, args), steps in zip(sides, (1, WARM_UP[device.type]), strict=True)]
-    row = {"batch_size": pair.batch_size} | compare(*works, device, setup.rounds, setup.seconds)
-    if setup.gpu:
-        costs = [first_steps(make, args, device) | {"kernels": kernel_seconds(work, device)}
-                 for work, (make, args) in zip(works, sides, strict=True)]
-    return row | {"fresh_plain": costs[0], "fresh_ours": costs[1]}
+    works = started(pair.plain(*args), 1), started(pair.ours(*args, setup.dtype), WARM_UP[setup.device.type])
+    return {"batch_size": pair.batch_size} | compare(*works, setup.device, setup.rounds, setup.seconds)
 
 
 def rows_of(name: str, pair: Pair, setup: Setup) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -184,18 +120,6 @@ def rows_of(name: str, pair: Pair, setup: Setup) -> Iterator[tuple[str, dict[str
     yield name, row
     if setup.gpu and (best := fastest(pair, row["ours"], setup)) != pair.batch_size:
         yield f"{name}, batch {best}", row_of(pair._replace(batch_size=best), setup)
-
-
-def matrix_product(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations per second of a large matrix product, the best of five."""
-    size = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    times = [time.perf_counter()]
-    for _ in range(6):  # the first one is a warm-up
-        a @ a
-        synchronize(device)
-        times.append(time.perf_counter())
-    return 2 * size**3 / min(end - start for start, end in pairwise(times[1:]))
 
 
 def shown(rate: float) -> str:
@@ -219,25 +143,10 @@ def speed_table(*machines: dict) -> str:
                     [[name, *(cell for rows in measured for cell in cells(rows.get(name)))] for name in names])
 
 
-def work_table(figures: dict) -> str:
-    """Return peak memory, time to the first step, fraction of peak matmul and a GPU's idle share as Markdown."""
-    titles = ["plain / ours", "peak memory", "first step", "fraction of peak matmul", "GPU idle"]
-
-    def cells(row: dict, side: str) -> list[str]:
-        fresh, rate = row[f"fresh_{side}"], row[side]
-        idle = [f"{max(0, 1 - rate * fresh['kernels']):.0%}"] if "kernels" in fresh else []
-        return [f"{fresh['memory'] / 2**20:.0f} MiB", f"{fresh['first_step']:.1f} s",
-                f"{rate * fresh['operations'] / figures['matrix_product']:.0%}", *idle]
-
-    return markdown(titles if figures.get("device") == "GPU" else titles[:-1], [
-        [name, *map(" / ".join, zip(cells(row, "plain"), cells(row, "ours"), strict=True))]
-        for name, row in figures["images_per_second"].items()])
-
-
-def tables(figures: dict) -> str:
-    """Return all figures as Markdown."""
+def report(figures: dict) -> str:
+    """Return what was measured, and how, as Markdown."""
     return (f"{figures['machine']}, torch {figures['torch']}, {figures['precision']}, median of {figures['rounds']} "
-            f"rounds; `bash scripts/benchmark.sh`.\n\n{speed_table(figures)}\n{work_table(figures)}")
+            f"rounds; `bash scripts/benchmark.sh`.\n\n{speed_table(figures)}")
 
 
 def plot(figures: dict, path: Path) -> None:
@@ -278,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
                "torch": torch.__version__, "numpy": numpy.__version__, "threads": torch.get_num_threads(),
                "precision": str(dtype), "rounds": rounds}
     print(", ".join(f"{name} {value}" for name, value in figures.items()))
-    figures |= {"matrix_product": matrix_product(device, dtype), "images_per_second": {}}
+    figures["images_per_second"] = {}
     with tempfile.TemporaryDirectory() as folder:
         setup = Setup(load_embedded(folder, IMAGES[device.type]), device, gpu, dtype, rounds, seconds)
         for name, pair in PAIRS.items():
@@ -288,11 +197,10 @@ def main(argv: list[str] | None = None) -> int:
                 more = f", {row['ours'] / first:.1f} to plain at batch {pair.batch_size}" * (title != name)
                 print(f"{title:30} plain {shown(row['plain']):>8}  ours {shown(row['ours']):>8} images/s  ratio "
                       f"{row['ratio']:.2f} ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}){more}", flush=True)
-    print(f"\n{work_table(figures)}")
     write_json(args.out, figures)
-    write_text(args.out.with_suffix(".md"), tables(figures))
+    write_text(args.out.with_suffix(".md"), report(figures))
     plot(figures, args.out.with_suffix(".png"))
-    print(f"{time.perf_counter() - began:.0f} s; wrote {args.out}, and beside it the tables (.md) and the plot (.png)")
+    print(f"{time.perf_counter() - began:.0f} s; wrote {args.out}, and beside it the table (.md) and the plot (.png)")
     return 0
 
 

@@ -113,7 +113,6 @@ def digits_table(column: str, rows: dict[str, dict]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "samplers": lambda: compare.to_markdown(result("samplers")["rows"]),
     "speed": lambda: benchmark.speed_table(result("benchmark"), result("benchmark-gpu")),
-    "work": lambda: benchmark.work_table(result("benchmark")),
     **{f"dann-{split}": lambda split=split: dann_evaluate.to_markdown(result("dann"), (split,))
        for split in dann_evaluate.SPLITS}}
 

@@ -289,6 +289,8 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/test_processes.py -k dann"),
     ("dann/teacher.py:pseudo_labels", "isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)", "False",
      "the teacher's running statistics never change", "tests/dann/test_networks.py tests/dann/test_labels.py"),
+    ("dann/teacher.py:pseudo_labels", " & (progress >= WAIT)", "", "an untrained network labels images",
+     "tests/dann/test_networks.py -k statistics_of_the_batch"),
     ("dann/train.py:train", "2 * seed + i", "2 * seed", "source and target come in the same order",
      "tests/dann/test_train.py -k orders"),
     ("dann/train.py:train", "            model.train()\n", "", "after a preview the network trains in eval mode",

@@ -45,7 +45,7 @@ def test_links_lead_to_files_and_no_field_is_left(name):
 
 def test_tables_beside_the_json_files_are_up_to_date():
     for name, table in (("samplers", compare.to_markdown(report.result("samplers")["rows"])),
-                        *((name, benchmark.tables(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
+                        *((name, benchmark.report(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
                         ("dann", dann_evaluate.to_markdown(report.result("dann")))):
         assert (report.PROJECT / "report" / f"{name}.md").read_text() == table
 

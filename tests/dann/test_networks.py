@@ -14,7 +14,8 @@ from dann.teacher import Alignment, alignment_strength, pseudo_labels
 from tests.trainers import same
 
 GOLDEN = Path(__file__).parent / "golden" / "dann.txt"
-OFF, ON = torch.zeros(()), torch.ones(())
+OFF, ON = torch.zeros(()), torch.ones(())  # strengths of the alignment
+LATE = torch.ones(())  # a progress at which the teacher labels
 
 
 def test_architecture():
@@ -110,21 +111,23 @@ def test_the_teacher_uses_statistics_of_the_batch_and_no_dropout():
     torch.manual_seed(0)
     teacher = DANN()
     images = torch.randn(16, 3, 28, 28) * 3 + 1
-    digits, confident = pseudo_labels(teacher, images, None, OFF)
+    digits, confident = pseudo_labels(teacher, images, None, LATE)
     assert (digits.dtype, confident.dtype) == (torch.int64, torch.bool) and digits.shape == confident.shape == (16,)
-    assert same(pseudo_labels(teacher, images, None, OFF), (digits, confident))
+    assert same(pseudo_labels(teacher, images, None, LATE), (digits, confident))
     torch.testing.assert_close(teacher.feature[1].running_mean,
                                0.19 * teacher.feature[0](images).mean((0, 2, 3)))  # two steps of momentum 0.1
     teacher.classifier[-1].bias.data[7] += 100
-    digits, confident = pseudo_labels(teacher, images, None, OFF)
+    digits, confident = pseudo_labels(teacher, images, None, LATE)
     assert (digits == 7).all() and confident.all()
+    digits, confident = pseudo_labels(teacher, images, None, torch.tensor(0.04))
+    assert (digits == 7).all() and not confident.any()  # too early
     teacher.classifier[-1].weight.data.zero_()
     teacher.classifier[-1].bias.data.zero_()
-    assert not pseudo_labels(teacher, images, Alignment(), OFF)[1].any()
+    assert not pseudo_labels(teacher, images, Alignment(), LATE)[1].any()
 
 
 def test_alignment_fades():
-    assert [alignment_strength(progress) for progress in (0, 0.05, 0.2, 1)] == [0.5, 0.375, 0, 0]
+    assert alignment_strength(torch.tensor([0, 0.05, 0.2, 1])).tolist() == [0.5, 0.375, 0, 0]
 
 
 def test_alignment_raises_the_share_of_a_rare_digit():

@@ -138,13 +138,12 @@ def test_the_teacher_sees_unchanged_images(data, train, monkeypatch):
     assert all((image.flatten() == clean).all(1).any() for batch in seen for image in batch)
 
 
-def test_the_alignment_fades_and_can_be_switched_off(train, monkeypatch):
+def test_the_teacher_knows_the_progress_and_alignment_can_be_switched_off(train, monkeypatch):
     seen = []
-    monkeypatch.setattr("dann.teacher.FADE", 0.5)
     monkeypatch.setattr(training, "pseudo_labels", lambda *args: seen.append(args[2:]) or pseudo_labels(*args))
     train("on")
     train("off", "--no-alignment")
-    assert [strength.item() for _, strength in seen] == pytest.approx(2 * [1 / 2, 1 / 3, 1 / 6, 0, 0, 0])
+    assert [progress.item() for _, progress in seen] == pytest.approx(2 * [i / 6 for i in range(6)])
     assert [alignment is None for alignment, _ in seen] == 6 * [False] + 6 * [True]
 
 
