@@ -20,9 +20,9 @@ class DANN(nn.Module):
 
     def __init__(self, dropout: float = 0.5) -> None:
         super().__init__()
-        self.feature = nn.Sequential(
-            nn.Conv2d(3, 32, 5), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 48, 5), nn.BatchNorm2d(48), nn.Dropout2d(dropout), nn.ReLU(), nn.MaxPool2d(2),
+        self.feature = nn.Sequential(  # ReLU after pooling gives the same numbers as before it, on a quarter as many
+            nn.Conv2d(3, 32, 5), nn.BatchNorm2d(32), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Conv2d(32, 48, 5), nn.BatchNorm2d(48), nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU(),
         )
         self.classifier = nn.Sequential(
             nn.Linear(768, 384), nn.BatchNorm1d(384), nn.ReLU(),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dann.grl import grad_reverse, grl_coeff
@@ -31,8 +32,8 @@ def test_layers_in_order():
     kinds = {name: [type(layer).__name__ for layer in part] for name, part in model.named_children()}
     dense = ["Linear", "BatchNorm1d", "ReLU"]
     assert kinds == {
-        "feature": ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d",
-                    "Conv2d", "BatchNorm2d", "Dropout2d", "ReLU", "MaxPool2d"],
+        "feature": ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU",
+                    "Conv2d", "BatchNorm2d", "Dropout2d", "MaxPool2d", "ReLU"],
         "classifier": [*dense, *dense, "Linear"],
         "discriminator": [*dense, "Linear"],
     }
@@ -40,6 +41,20 @@ def test_layers_in_order():
     features = model.eval().features(torch.zeros(2, 3, 28, 28))
     class_logits, domain_logits = model(torch.zeros(2, 3, 28, 28), 1.0)
     assert (features.shape, class_logits.shape, domain_logits.shape) == ((2, 768), (2, 10), (2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_relu_after_pooling_equals_relu_before_it(dtype):
+    model = DANN().to(dtype)
+    layers = list(model.feature)
+    usual = nn.Sequential(*(layers[i] for i in (0, 1, 3, 2, 4, 5, 6, 8, 7)))
+    assert [type(layer) for layer in usual[-2:]] == [nn.ReLU, nn.MaxPool2d]
+    images, found = torch.randn(8, 3, 28, 28, dtype=dtype), []
+    for feature in (model.feature, usual):
+        torch.manual_seed(0)  # of the dropout
+        features = feature(images)
+        found.append([features, *torch.autograd.grad(features.square().sum(), list(feature.parameters()))])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("coeff", [0.0, 0.3, 1.0, 2.5])
