@@ -15,19 +15,18 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from common import cli
 from common.checkpoint import RELEASED, sha256
 from common.data.folder import fingerprint, load_digits
-from common.device import synchronize
+from common.device import avoid_cudnn_attention, synchronize
 from common.errors import UserError
 from common.files import atomic_path, read_json, require_new, write_json, write_text
 from common.scores import small_sample_note
 from common.tables import markdown
 from diffusion.classifier import load_or_train, predict, read_real
 from diffusion.evaluate import score
-from diffusion.pipeline import DDPM, SAMPLERS, Pipeline, Setting, generate, load_pipeline, start_sampling
+from diffusion.pipeline import DDPM, SAMPLERS, Pipeline, Setting, generate, load_pipeline
 from diffusion.schedule import NUM_TIMESTEPS
 
 SEED = 0
@@ -72,13 +71,11 @@ def measure(pipeline: Pipeline, setting: Setting, per_digit: int, device: torch.
     On a GPU these seconds include the capture of a graph, for the first setting of each guidance scale.
     """
     pairs = [(digit, number) for digit in range(10) for number in range(1, per_digit + 1)]
-    images, batch_size = [], start_sampling(device)
     synchronize(device)
     start = time.perf_counter()
-    for i in tqdm(range(0, len(pairs), batch_size), unit="batch", leave=False, disable=None):
-        images.append(generate(pipeline, setting, SEED, pairs[i:i + batch_size], dtype))
+    images = generate(pipeline, setting, SEED, pairs, dtype)
     cost = {"evaluations": setting.evaluations, "seconds": time.perf_counter() - start}
-    return torch.cat(images), torch.tensor([digit for digit, _ in pairs]), cost
+    return images, torch.tensor([digit for digit, _ in pairs]), cost
 
 
 def read_rows(path: Path, about: dict) -> list[dict]:
@@ -137,6 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     device, dtype = cli.select_device_and_dtype(args)
+    avoid_cudnn_attention()
     pipeline = load_pipeline(args.weights, device)
     for setting in args.settings.values():
         pipeline.check_guidance(setting.guidance, args.weights)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from common.checkpoint import load_into, load_weights
-from common.device import Captured, autocast, avoid_cudnn_attention, place, send
+from common.device import Captured, autocast, place, send
 from common.errors import UserError
 from common.images import DIGIT_SIZE, grid, to_uint8
 from common.randomness import generator_for
@@ -55,6 +56,11 @@ class Pipeline:
     model: nn.Module
     schedule: Schedule
     model_args: dict[str, Any]
+
+    @property
+    def batch_size(self) -> int:
+        """How many images are generated at a time."""
+        return BATCH_SIZE if self.schedule.betas.device.type == "cpu" else GPU_BATCH_SIZE
 
     @property
     def prediction(self) -> str:
@@ -115,12 +121,6 @@ def load_pipeline(path: Path, device: torch.device) -> Pipeline:
     return Pipeline(place(model, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args)
 
 
-def start_sampling(device: torch.device) -> int:
-    """Prepare a command that generates images, and return how many it draws at a time."""
-    avoid_cudnn_attention()
-    return BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
-
-
 def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]],
            dtype: torch.dtype) -> Iterator[State]:
     """Sample one image per (digit, number) of `pairs`, and yield every state of the sampler.
@@ -148,9 +148,14 @@ def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[in
 
 def generate(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]],
              dtype: torch.dtype) -> Tensor:
-    """Return the finished images of `sample`, (N, 3, 28, 28) uint8 on the CPU."""
-    last, = deque(sample(pipeline, setting, seed, pairs, dtype), maxlen=1)  # a list of all states would fill the memory
-    return to_uint8(last.x).cpu()
+    """Return the finished images of `sample`, (N, 3, 28, 28) uint8 on the CPU; several batches show their progress."""
+    size, images = pipeline.batch_size, []
+    one_batch = len(pairs) <= size
+    for start in tqdm(range(0, len(pairs), size), unit="batch", leave=False, disable=one_batch or None):
+        states = sample(pipeline, setting, seed, pairs[start:start + size], dtype)
+        last, = deque(states, maxlen=1)  # a list of all states would fill the memory
+        images.append(to_uint8(last.x).cpu())
+    return torch.cat(images)
 
 
 def preview(pipeline: Pipeline, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:

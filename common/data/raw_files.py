@@ -55,15 +55,16 @@ def fetch(raw: Path, files: tuple[RawFile, ...]) -> None:
 
 @contextmanager
 def reading(path: Path | str) -> Iterator[None]:
-    """Turn any exception of a format's reader into a UserError that names the file."""
+    """Turn an exception of a format's reader into a UserError that names the file; let PermissionError through."""
     try:
         yield
+    except PermissionError:  # nothing about the file: `common.prepare` tells of it
+        raise
     except Exception as error:  # each reader raises exceptions of its own for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         if _is_web_page(path):
             reason = f"a web page, not a {Path(path).suffix[1:] or 'data file'}"
-        cure = "make it readable" if isinstance(error, PermissionError) else "damaged or incomplete, download it again"
-        raise UserError(f"cannot read {path} ({reason}): {cure}") from None
+        raise UserError(f"cannot read {path} ({reason}): damaged or incomplete, download it again") from None
 
 
 def _is_web_page(path: Path | str) -> bool:

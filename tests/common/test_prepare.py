@@ -402,11 +402,11 @@ def test_an_unreadable_raw_file_is_not_called_unwritable(raw, out, monkeypatch):
 def test_a_raw_file_that_may_not_be_opened_is_not_called_damaged(raw, out, monkeypatch):
     write_usps(raw)
 
-    def refused(*_):
-        raise PermissionError(errno.EACCES, "Permission denied")
+    def refused(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr("bz2.open", refused)
-    with pytest.raises(UserError, match=r"cannot read .*usps\.bz2 \(.*Permission denied\): make it readable"):
+    with pytest.raises(UserError, match=r"cannot read .*usps\.bz2 \(Permission denied\): make it readable"):
         run(raw, out)
 
 
