@@ -27,7 +27,8 @@ from common.run_folder import NOT_STORED, OF_THIS_START, read_config
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 INSTEAD = {"epochs": "steps", "seeds": "seed"}  # flags that stand for a stored setting
-LEADING = {"model", "mode", "recipe"}  # another one has its own defaults where that here is None or False
+# With another one of these than the run of --config has, settings whose default is None or False are not taken from it.
+LEADING = {"model", "mode", "recipe"}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -156,7 +157,7 @@ def ending(suffix: str) -> Callable[[str], Path]:
 
 
 positive_int = _number(int, "an integer >= 1", lambda n: n >= 1)
-non_negative_int = _number(int, "an integer >= 0 and <= 4294967295", lambda n: 0 <= n < 2**32)
+seed_number = _number(int, "an integer >= 0 and <= 4294967295", lambda n: 0 <= n < 2**32)
 positive_float = _number(float, "a number > 0", lambda x: 0 < x < math.inf)
 non_negative_float = _number(float, "a number >= 0", lambda x: 0 <= x < math.inf)
 fraction = _number(float, "a number >= 0 and < 1", lambda x: 0 <= x < 1)  # 1 would leave nothing to learn
@@ -201,7 +202,7 @@ def add_training_flags(parser: Parser, *, steps: int, batch_size: int, lr_schedu
                         help="of all processes together")
     parser.add_argument("--lr-schedule", choices=LR_SCHEDULES, default=lr_schedule,
                         help="how learning rates fall over the steps" + (" (default: by recipe)" * (not lr_schedule)))
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="of all random numbers")
+    parser.add_argument("--seed", metavar="N", type=seed_number, default=0, help="of all random numbers")
     for name, default, what in (("log", 50, "write and print a row of metrics"), ("sample", 1000, "write a preview"),
                                 ("save", 1000, "write the checkpoint")):
         parser.add_argument(f"--{name}-every", metavar="STEPS", type=positive_int, default=default, help=what)

@@ -173,7 +173,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def describe_machine(device: torch.device) -> str:
-    """Return the name of the GPU, or the name and core count of the processor, for manifests and run folders."""
+    """Return the name of the GPU, or of the processor and how many of its cores PyTorch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name, cores = torch.cpu.get_capabilities().get("cpu_name", "CPU"), torch.get_num_threads()

@@ -103,7 +103,7 @@ def max_over_ranks(number: int) -> int:
 
 
 def require_equal_replicas(step: int, *networks: nn.Module) -> None:
-    """Raise UserError if the step, or a bit of the weights or running statistics, differs between the processes."""
+    """Raise UserError if the step, or a checksum of weights and running statistics, differs between the processes."""
     if world_size() == 1:
         return
     tensors = (t for network in networks for t in (*network.parameters(), *network.buffers()))

@@ -13,11 +13,6 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 
 
-def partial_name(name: str, writer: str = "") -> str:
-    """Return under which name `atomic_path` writes the file `name`, which may be a pattern of glob."""
-    return f".{name}{writer}.partial"
-
-
 @contextlib.contextmanager
 def atomic_path(path: Path, writer: str = "") -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to, and rename it at the end.
@@ -27,7 +22,7 @@ def atomic_path(path: Path, writer: str = "") -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written. `path` is unchanged, and no temporary file is left.
     """
-    temporary = path.with_name(partial_name(path.name, writer))
+    temporary = path.with_name(f".{path.name}{writer}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -50,7 +50,7 @@ def save_picture(picture: Image.Image, path: Path, stamp: str | None = None) -> 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, last_ms: int = 1500) -> None:
     """Write a looping animation atomically; the last frame is shown for `last_ms`."""
-    # All frames share one palette, made from eight of them: separate palettes would flicker.
+    # All frames share one palette, made from a few of them: separate palettes would flicker.
     chosen = [*frames[:-1:max(1, len(frames) // 7)], frames[-1]]
     palette = Image.fromarray(np.hstack(chosen)).quantize(dither=Image.Dither.NONE)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from common.cli import Parser, non_negative_int, run_main
+from common.cli import Parser, run_main, seed_number
 from common.data.domains import DOMAINS
 from common.data.raw_faces import read_faces
 from common.data.raw_files import Missing, Unreachable, fetch, split_rows
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--faces", metavar="PATH", type=Path,
                         help="folder or zip of face images, instead of those in --raw")
     parser.add_argument("--download", action="store_true", help="download missing files of digit sets into --raw")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0,
+    parser.add_argument("--seed", metavar="N", type=seed_number, default=0,
                         help="of the 80/20 splits and of MNIST-M's patches")
     return parser.parse_args(argv)
 

@@ -31,6 +31,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def write_weights(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Write the inference weights of a loaded checkpoint in half precision; return its kind, model_args and step."""
     weights = {name: w.half() if w.is_floating_point() else w for name, w in content["weights"].items()}
+    if large := [name for name, w in weights.items() if not w.isfinite().all()]:
+        raise UserError(f"{large[0]} has numbers that half precision cannot hold: train with a lower learning rate")
     about = {name: content[name] for name in ("kind", "model_args", "step")}
     checkpoint.save(path, {**about, "weights": weights})
     return about

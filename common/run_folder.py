@@ -110,14 +110,14 @@ class RunFolder:
         self._lock.release()
 
     def abandon(self) -> None:
-        """Remove the files of a run that could not start, and release the lock."""
-        self.release()
+        """Remove the files of a run that could not start, while the folder is still locked, and release the lock."""
         if rank() == 0:
             with contextlib.suppress(OSError):
                 for name in {"args.json", "versions.json", METRICS, ".lock"} - self._names_before:
                     (self.path / name).unlink(missing_ok=True)
                 if self._is_new:
                     self.path.rmdir()
+        self.release()
 
     def load_checkpoint(self, kind: str, part_names: set[str]) -> dict[str, Any] | None:
         """Return the checkpoint to resume from, or None for a new run.

@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     cli.add_training_flags(parser, steps=8000, batch_size=128, lr_schedule=None)
-    parser.add_argument("--seeds", metavar="N", type=cli.non_negative_int, nargs="+",
+    parser.add_argument("--seeds", metavar="N", type=cli.seed_number, nargs="+",
                         help="train once per seed, in run folders whose names end in -seedN")
     parser.add_argument("--source", metavar="DOMAIN", choices=DOMAIN_CHOICES, default="mnistm",
                         help=f"domain with labels, one of {', '.join(DOMAIN_CHOICES)}")
@@ -56,8 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_select_flag(parser)
     args = cli.parse_training_args(parser, argv, run_dir, lambda args, out: of_seed(out, (args.seeds or [None])[0]))
     vars(args).update(complete(vars(args)))
-    seed_given = args.seed != args.defaults["seed"] and not args.resume  # a resumed run has one in its args.json
-    if args.seeds and (len(set(args.seeds)) < len(args.seeds) or seed_given):
+    if args.seeds and (len(set(args.seeds)) < len(args.seeds) or args.seed != args.defaults["seed"]):
         parser.error("--seeds: expected different numbers, and no --seed")
     if args.seeds and args.resume not in (None, "auto"):
         parser.error("--seeds: expected --resume auto, because a checkpoint belongs to one seed")
@@ -95,9 +94,9 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
     run = Run(out, KIND, settings, model_args_of(settings), parts, weights=scores.kept, inputs=inputs)
 
-    def augmented(images: Tensor, domain: str) -> Tensor:
-        scale = scale_range(domain, args.target) if args.geometry else None
-        return network_input(images, args.standardise, scale, args.intensity, args.photograph)
+    def augmented(batch: Tensor, name: str) -> Tensor:
+        scale = scale_range(name, args.target) if args.geometry else None
+        return network_input(batch, args.standardise, scale, args.intensity, args.photograph)
 
     def step_on(coeff: Tensor, progress: Tensor, index: Tensor, target_index: Tensor | None = None, *,
                 target_only: bool) -> tuple:

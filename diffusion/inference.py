@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="which digits, e.g. 3,5 (default: all)")
     parser.add_argument("--per-digit", metavar="N", type=cli.positive_int,
                         help="images per digit (default: 100, or 10 in a picture)")
-    parser.add_argument("--seed", metavar="N", type=cli.non_negative_int, default=0, help="of the noise")
+    parser.add_argument("--seed", metavar="N", type=cli.seed_number, default=0, help="of the noise")
     args = parser.parse_args(argv)
     if (args.steps or 0) > NUM_TIMESTEPS:
         parser.error(f"--steps: got {args.steps}, expected at most {NUM_TIMESTEPS}")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint import RELEASED, load_into, load_weights, sha256
-from common.cli import Parser, add_device_flags, add_force_flag, non_negative_int, positive_int, run_main
+from common.cli import Parser, add_device_flags, add_force_flag, positive_int, run_main, seed_number
 from common.device import Captured, allow_tf32, place, select_device, send
 from common.distributed import init_process_group, rank
 from common.files import require_new
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     picture.add_argument("--n", metavar="N", type=positive_int, default=1000, help="number of images in the folder")
     picture.add_argument("--grid", metavar="N", type=positive_int, help="write the first N images as one .png")
     picture.add_argument("--interpolate", action="store_true", help="write walks between faces as an animated .gif")
-    parser.add_argument("--seed", metavar="N", type=non_negative_int, default=0, help="of the noise")
+    parser.add_argument("--seed", metavar="N", type=seed_number, default=0, help="of the noise")
     add_device_flags(parser, precision=False)
     add_force_flag(parser)
     args = parser.parse_args(argv)

@@ -46,7 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("action", choices=("plan", "until", "compare"))
     parser.add_argument("words", nargs=argparse.REMAINDER)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.action == "until" and not (args.words[:1] and args.words[0].isdigit() and args.words[1:]):
+        parser.error(f"until: got {' '.join(args.words)!r}, expected a step and a training")
+    if args.action == "compare" and len(args.words) != 1:
+        parser.error(f"compare: got {' '.join(args.words)!r}, expected one folder")
+    return args
 
 
 def read_line(line: str, flags: Sequence[str]) -> tuple[str, str, argparse.Namespace]:

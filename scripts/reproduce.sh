@@ -11,7 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 faces=LFWcrop  # what hw2_data/face was when weights/ was trained
 
-# One line per row of the tables: part, name, training. A line with the name of a file of weights/ is also released.
+# One line per released file, and per cell of the table of domains: part, name, training. A line with the name of a
+# file of weights/ is also released.
 # SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN"). The released U-Net was trained in
 # four stages, the first by code that is gone: here one training sees as many images, with the flags of the last stage.
 lines() {

@@ -23,7 +23,7 @@ import torch
 from common.data import domains, synthetic_faces
 from common.data.decode import DECODER_VERSION, SUFFIXES, decode_files, decode_strictly, image_names, warn_of_shapes
 from common.errors import UserError
-from common.files import atomic_path, partial_name
+from common.files import atomic_path
 from common.images import DIGIT_SIZE, FACE_SIZE
 
 _HEADER = ["image_name", "label"]
@@ -293,7 +293,7 @@ def _store(path: Path, key: str, *arrays: np.ndarray) -> bool:
         with atomic_path(path, writer=str(os.getpid())) as partial, open(partial, "wb") as file:
             for array in arrays:
                 np.save(file, array)
-        for stale in {*path.parent.glob(f"{key}-*.npy"), *path.parent.glob(partial_name(f"{key}-*"))} - {path}:
+        for stale in set(path.parent.glob(f"{key}-*.npy")) - {path}:
             stale.unlink(missing_ok=True)
         return True
     except (UserError, OSError):  # read-only or full

@@ -18,7 +18,7 @@ from common.errors import UserError
 
 @pytest.mark.parametrize(("parse", "text", "value"), [
     (cli.positive_int, "1", 1), (cli.positive_int, "15000", 15_000),
-    (cli.non_negative_int, "0", 0), (cli.non_negative_int, "4294967295", 2**32 - 1),
+    (cli.seed_number, "0", 0), (cli.seed_number, "4294967295", 2**32 - 1),
     (cli.positive_float, "2e-4", 2e-4), (cli.non_negative_float, "0", 0.0),
     (cli.fraction, "0", 0.0), (cli.fraction, ".999", 0.999),
 ])
@@ -31,8 +31,8 @@ def test_good_numbers(parse, text, value):
     (cli.positive_int, "0", "an integer >= 1"), (cli.positive_int, "-3", "an integer >= 1"),
     (cli.positive_int, "1.5", "an integer >= 1"), (cli.positive_int, "", "an integer >= 1"),
     (cli.positive_int, "ten", "an integer >= 1"), (cli.positive_int, "inf", "an integer >= 1"),
-    (cli.non_negative_int, "-1", "an integer >= 0 and <= 4294967295"),
-    (cli.non_negative_int, "4294967296", "an integer >= 0 and <= 4294967295"),
+    (cli.seed_number, "-1", "an integer >= 0 and <= 4294967295"),
+    (cli.seed_number, "4294967296", "an integer >= 0 and <= 4294967295"),
     (cli.positive_float, "0", "a number > 0"), (cli.positive_float, "nan", "a number > 0"),
     (cli.positive_float, "inf", "a number > 0"), (cli.positive_float, "1e999", "a number > 0"),
     (cli.non_negative_float, "-0.1", "a number >= 0"), (cli.non_negative_float, "inf", "a number >= 0"),

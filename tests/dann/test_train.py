@@ -243,6 +243,7 @@ def test_the_published_svhn_files_become_a_target(data, bar, tmp_path):
     (["--seeds", "-1"], "--seeds"),
     (["--seeds", "3", "3"], "--seeds: expected different numbers"),
     (["--seeds", "3", "--seed", "1"], "--seeds: .* no --seed"),
+    (["--seeds", "3", "--seed", "1", "--resume", "auto"], "--seeds: .* no --seed"),
     (["--seeds", "3", "--resume", "runs/x/last.pt"], "--seeds: expected --resume auto"),
     (["--data", "nowhere"], "nowhere"),
 ])

@@ -304,6 +304,12 @@ def test_nothing_trained_yet_is_an_empty_table(shipped, capsys):
     assert capsys.readouterr().out.count("\n") == 2
 
 
+@pytest.mark.parametrize("words", ["", "compare", "compare a b", "until", "until 3", "until x gan.train"])
+def test_a_wrong_action_is_named(words):
+    with pytest.raises(UserError, match="action|expected"):
+        reproduce.parse_args(words.split())
+
+
 # For real
 
 SITE = """
