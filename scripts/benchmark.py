@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from common.cli import Parser, add_device_flags, add_force_flag, ending, run_main
@@ -153,7 +152,6 @@ def plot(figures: dict, path: Path) -> None:
     """Plot the ratios with their spread."""
     rows = dict(reversed(figures["images_per_second"].items()))
     figure = Figure(figsize=(7, 0.5 + 0.4 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     low, ratio, high = ([row[key] for row in rows.values()] for key in ("ratio_min", "ratio", "ratio_max"))
     axes.barh(list(rows), ratio, xerr=[numpy.subtract(ratio, low), numpy.subtract(high, ratio)], capsize=3)
