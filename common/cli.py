@@ -27,8 +27,7 @@ from common.run_folder import NOT_STORED, OF_THIS_START, read_config
 
 PATIENCE = 3.0  # seconds; torchrun needs a tenth of one to end the other processes of a job
 INSTEAD = {"epochs": "steps", "seeds": "seed"}  # flags that stand for a stored setting
-# With another one of these than the run of --config has, settings whose default is None or False are not taken from it.
-LEADING = {"model", "mode", "recipe"}
+LEADING = {"model", "mode", "recipe"}  # after a change, settings with the default None or False do not follow --config
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -1,8 +1,8 @@
 """Scaled dot-product attention: PyTorch's fused kernel, and a faster one for training on CPUs in bfloat16.
 
-The fused kernel (FlashAttention: Dao et al. 2022, arXiv:2205.14135) recomputes the attention map in the backward pass.
-With 16 channels per head, the exponentials of the map cost more than the matrix products. In bfloat16 on a CPU the map
-fits in memory, so it is stored instead. The batch is processed in chunks whose map fits in the cache.
+The fused kernel (FlashAttention: Dao et al. 2022, arXiv:2205.14135) computes the attention map again in the backward
+pass. With 16 channels per head, the map's exponentials cost more than the matrix products. So on a CPU in bfloat16 the
+map is stored instead, and the batch is processed in chunks whose map fits in the cache.
 """
 
 import torch

@@ -94,7 +94,7 @@ def load_or_train(path: Path | None, domain: str, digits: ImageSet, device: torc
     return model
 
 
-def read_real(model: DigitClassifier, digits: ImageSet, device: torch.device,
+def classify_real(model: DigitClassifier, digits: ImageSet, device: torch.device,
               dtype: torch.dtype) -> tuple[Tensor, float]:
     """Return features (N, 128) of real digits, and the share that is read right; UserError below MIN_ACCURACY."""
     features, predicted = predict(model, digits.images, device, dtype)

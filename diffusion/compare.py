@@ -24,7 +24,7 @@ from common.errors import UserError
 from common.files import atomic_path, read_json, require_new, write_json, write_text
 from common.scores import small_sample_note
 from common.tables import markdown
-from diffusion.classifier import load_or_train, predict, read_real
+from diffusion.classifier import classify_real, load_or_train, predict
 from diffusion.evaluate import score
 from diffusion.pipeline import DDPM, SAMPLERS, Pipeline, Setting, generate, load_pipeline
 from diffusion.schedule import NUM_TIMESTEPS
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--per-digit", metavar="N", type=cli.positive_int, default=100, help="images per digit")
     parser.add_argument("--out", metavar="PATH.json", type=cli.ending(".json"))
     args = parser.parse_args(argv)
-    if args.out is not None and (args.force or not args.out.exists()):  # else what stands beside it is its own
+    if args.out is not None and (args.force or not args.out.exists()):  # else it replaces its own table and plot
         require_new(args.force, args.out, *map(args.out.with_suffix, (".md", ".png")))
     args.settings = {text: read_setting(text) for text in args.settings}
     return args
@@ -83,13 +83,9 @@ def read_rows(path: Path, about: dict) -> list[dict]:
     if not path.exists():
         return []
     content = read_json(path, "a comparison of samplers: name another --out")
-    try:
-        before, rows = dict(content["about"]), list(content["rows"])
-        to_markdown(rows)
-        if not all(row["setting"].count(":") == 2 and row["frechet_real"] >= 0 for row in rows):  # the plot needs both
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a comparison of samplers: name another --out") from None
+    before, rows = content.get("about"), content.get("rows")
+    if not isinstance(before, dict) or not isinstance(rows, list):
+        raise UserError(f"{path} is not a comparison of samplers: name another --out")
     for name, value in about.items():
         if before.get(name) != value:
             raise UserError(f"{path} was made with {name} {before.get(name)}, got {value}: name another --out")
@@ -137,13 +133,13 @@ def main(argv: list[str] | None = None) -> int:
     avoid_cudnn_attention()
     pipeline = load_pipeline(args.weights, device)
     for setting in args.settings.values():
-        pipeline.check_guidance(setting.guidance, args.weights)
+        pipeline.check(setting, args.weights)
     train_set, real = (load_digits(args.data, args.domain, split) for split in ("train", "val"))
     about = {"weights": sha256(args.weights), "domain": args.domain, "data": fingerprint(train_set, real),
              "images": 10 * args.per_digit, "device": str(device), "dtype": str(dtype)}
     rows = [] if args.out is None or args.force else read_rows(args.out, about)
     classifier = load_or_train(None, args.domain, train_set, device, dtype)
-    real_features, _ = read_real(classifier, real, device, dtype)
+    real_features, _ = classify_real(classifier, real, device, dtype)
 
     for text, setting in args.settings.items():
         if text in (row["setting"] for row in rows):

@@ -63,10 +63,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_teacher(teacher: Pipeline, path: Path, guidance: float, chain: int | None) -> None:
-    """Raise UserError if the teacher cannot be guided, its chain is not twice as long, or nothing is left to distil."""
-    teacher.check_guidance(guidance, path)
-    if teacher.distilled and teacher.distilled.sampler == "ddim" and teacher.distilled.steps != 2 * (chain or 0):
-        steps = teacher.distilled.steps
+    """Raise UserError if the teacher cannot be guided or distilled, or its chain is not twice as long."""
+    teacher.check(teacher.setting._replace(guidance=guidance), path)
+    if teacher.prediction == "noise":
+        raise UserError(f"{path} predicts noise, which at high t says too little of x_0: distil a network trained with "
+                        "--prediction velocity")
+    if (steps := teacher.chain) and steps != 2 * (chain or 0):
         cure = "which cannot be halved" if steps % 2 else f"got --chain {chain}, expected half of them, {steps // 2}"
         raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)}: {cure}")
     if chain is None and guidance == 1:
@@ -98,7 +100,7 @@ def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Seque
     middle = times[1]
     x_middle = ddim_step(schedule, x_t, x_0, t, middle)
     x_0_middle = teacher.denoise(x_middle, middle, labels, guidance)
-    if teacher.distilled and teacher.distilled.sampler == "ddim":
+    if teacher.chain:
         # Take the teacher's second DDIM step, then solve x_end = ddim_step(x_t, target, t, end) for the target.
         x_end = ddim_step(schedule, x_middle, x_0_middle, middle, end)
         (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)

@@ -29,7 +29,7 @@ from common.scores import (
     memorisation,
     small_sample_note,
 )
-from diffusion.classifier import classification_accuracy, load_or_train, predict, read_real
+from diffusion.classifier import classification_accuracy, classify_real, load_or_train, predict
 
 ENOUGH_FOR_CAS = 1000  # digits to train on
 MEANING = {"precision": "bad digits lower it", "recall": "missing kinds of digits lower it",
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     train_set = load_digits(args.data, args.domain, "train")
     classifier = load_or_train(args.classifier, args.domain, train_set, device, dtype)
 
-    real_features, accuracy = read_real(classifier, real, device, dtype)
+    real_features, accuracy = classify_real(classifier, real, device, dtype)
     features, predicted = predict(classifier, fake.images, device, dtype)
     scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())

@@ -1,9 +1,8 @@
-"""Norms and upsampling that a GPU computes faster than PyTorch's layers; on a CPU and in print they are PyTorch's.
+"""Norms and upsampling that are faster on a GPU than PyTorch's layers; on a CPU, and in print, they are PyTorch's.
 
-Under autocast PyTorch's norms return float32, and its group norm in NCHW memory format. Here both keep the dtype of
-their input, with float32 sums, and channels_last. Layer norm of the whole sample would be the same as group norm, but
-gives a sample to one thread block, and so leaves most of the GPU idle. PyTorch's bilinear upsampling has one thread per
-pixel.
+Under autocast PyTorch's norms return float32, and its group norm leaves channels_last. These keep dtype and memory
+format, and sum in float32. Group norm is written out: a layer norm of the whole sample would be the same, but has one
+thread block per sample. Upsampling is one matrix product, where PyTorch's has one thread per pixel.
 """
 
 import functools

@@ -41,7 +41,8 @@ def x0_loss(x_0: Tensor, target: Tensor, snr: Tensor) -> Tensor:
 def quartile_means(loss: Tensor, t: Tensor, num_timesteps: int) -> dict[str, Tensor]:
     """Return the mean loss in each quarter of the time axis, 0-d: loss_q0 (little noise) .. loss_q3 (mostly noise).
 
-    loss is (B,) float32, t is (B,) int64 in 0..num_timesteps-1. A quarter without images gets the overall mean.
+    loss is (B,) float32, t is (B,) int64 in 0..num_timesteps-1. A quarter without images gets the overall mean, so
+    that every row of metrics has all four.
     """
     quarter = t * 4 // num_timesteps
     means = {}

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.images import DIGIT_SIZE, grid, to_uint8
 from common.randomness import generator_for
 from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp
-from diffusion.schedule import NUM_TIMESTEPS, Schedule, make_schedule
+from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
 # To add a sampler, write a generator function in samplers.py and add an entry here. Every command then offers it.
@@ -30,7 +30,7 @@ PREVIEW_COLUMNS = 4
 
 
 class Setting(NamedTuple):
-    """How to sample: a key of SAMPLERS or DDPM, the number of steps (ignored by DDPM), and the guidance scale."""
+    """How to sample: a key of SAMPLERS or DDPM, the number of steps (for DDPM all), and the guidance scale."""
 
     sampler: str
     steps: int
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
     @property
     def evaluations(self) -> int:
         """Network evaluations per image."""
-        return (NUM_TIMESTEPS if self.sampler == DDPM else self.steps) * (1 if self.guidance == 1 else 2)
+        return self.steps * (1 if self.guidance == 1 else 2)
 
 
 STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation (chosen in hw2_report.md, "Diffusion", section 1)
@@ -69,9 +69,14 @@ class Pipeline:
 
     @property
     def distilled(self) -> Setting | None:
-        """The setting that a distilled network was trained for, with guidance scale 1; None for other networks."""
+        """How a distilled network samples by default, with guidance scale 1; None for other networks."""
         setting = self.model_args.get("distilled")
         return setting and Setting(*setting)
+
+    @property
+    def chain(self) -> int | None:
+        """The DDIM steps of a network that knows no other times; None for one that was trained at every time."""
+        return self.distilled.steps if self.distilled and self.distilled.sampler == "ddim" else None
 
     @property
     def setting(self) -> Setting:
@@ -106,11 +111,14 @@ class Pipeline:
 
         return Captured(denoise, self.schedule.betas.device)
 
-    def check_guidance(self, guidance: float, path: Path) -> None:
-        """Raise UserError for guidance of a distilled network: it was trained without an unconditional branch."""
-        if self.distilled and guidance != 1:
-            raise UserError(f"{path} was distilled with its guidance: got guidance {guidance:g}, expected 1; "
+    def check(self, setting: Setting, path: Path) -> None:
+        """Raise UserError for guidance of a distilled network, which has no unconditional branch, or another chain."""
+        if self.distilled and setting.guidance != 1:
+            raise UserError(f"{path} was distilled with its guidance: got guidance {setting.guidance:g}, expected 1; "
                             "for another scale, use its teacher")
+        if self.chain and setting[:2] != self.distilled[:2]:
+            raise UserError(f"{path} was distilled to {self.chain} steps of ddim: got {setting.steps} of "
+                            f"{setting.sampler}; for others, use its teacher")
 
 
 def load_pipeline(path: Path, device: torch.device) -> Pipeline:
@@ -149,9 +157,8 @@ def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[in
 def generate(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]],
              dtype: torch.dtype) -> Tensor:
     """Return the finished images of `sample`, (N, 3, 28, 28) uint8 on the CPU; several batches show their progress."""
-    size, images = pipeline.batch_size, []
-    one_batch = len(pairs) <= size
-    for start in tqdm(range(0, len(pairs), size), unit="batch", leave=False, disable=one_batch or None):
+    images, size = [], pipeline.batch_size
+    for start in tqdm(range(0, len(pairs), size), unit="batch", leave=False, disable=len(pairs) <= size or None):
         states = sample(pipeline, setting, seed, pairs[start:start + size], dtype)
         last, = deque(states, maxlen=1)  # a list of all states would fill the memory
         images.append(to_uint8(last.x).cpu())

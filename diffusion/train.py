@@ -34,6 +34,7 @@ from diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
 PREVIEW = Setting("ddim", 20, 2.0)
+LABEL_DROPOUT = 0.1  # share of images without label, which train the unconditional branch
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,8 +51,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="steps in which the learning rate rises to its peak")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.999,
                         help="decay of the average of the weights, which generates the images")
-    parser.add_argument("--label-dropout", type=cli.fraction, default=0.1,
-                        help="share of images without label, to train the unconditional branch")
     parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity")
     parser.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the noise")
     parser.add_argument("--min-snr", action=argparse.BooleanOptionalAction, default=True,
@@ -71,25 +70,24 @@ def initial_weights(path: Path, model_args: dict[str, Any]) -> dict[str, Tensor]
     return weights
 
 
-def draw(x_0: Tensor, schedule: Schedule, label_dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+def draw(x_0: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the random numbers of a step: t (B,) int64, noise like x_0, and keep (B,) bool, False to drop the label."""
     t = torch.randint(0, schedule.num_timesteps, (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
-    keep = torch.rand(len(x_0), device=x_0.device) >= label_dropout
+    keep = torch.rand(len(x_0), device=x_0.device) >= LABEL_DROPOUT
     return t, noise, keep
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, x_0: Tensor, labels: Tensor, *,
-               label_dropout: float, prediction: str, min_snr: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+               prediction: str, min_snr: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """Take one step of DDPM algorithm 1 with label dropout, and return 0-d metrics.
 
     Args:
         x_0, labels: this process's share of the batch: (B, 3, 28, 28) float32 in [-1, 1], and (B,) int64 digits.
-        label_dropout: probability that a label is dropped.
         prediction, min_snr: as in `diffusion_loss`.
         dtype: in which the network runs.
     """
-    t, noise, keep = draw(x_0, schedule, label_dropout)
+    t, noise, keep = draw(x_0, schedule)
     with autocast(x_0.device, dtype):
         output = model(schedule.q_sample(x_0, t, noise), t, labels, keep)
     loss = diffusion_loss(output, x_0, noise, schedule, t, prediction, min_snr)
@@ -110,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
     cli.finalize_settings(args, len(digits.images))
+    if args.warmup >= args.steps and rank() == 0:
+        print(f"note: --warmup {args.warmup} is as long as the run: the learning rate does not fall")
 
     torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
@@ -129,8 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def step_on(index: Tensor) -> dict[str, Tensor]:
         return train_step(model, optimizer, schedule, to_float(images[index]), all_labels[index],
-                          label_dropout=args.label_dropout, prediction=args.prediction, min_snr=args.min_snr,
-                          dtype=dtype)
+                          prediction=args.prediction, min_snr=args.min_snr, dtype=dtype)
 
     captured, pipeline = Captured(step_on, device), Pipeline(ema.module, schedule, model_args)
     for step in run.steps():

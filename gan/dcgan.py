@@ -1,7 +1,7 @@
 """DCGAN (Radford et al. 2016, arXiv:1511.06434) for 64x64 RGB images.
 
-At width 64 the generator has 3,576,704 parameters and the discriminator 2,765,568. No convolution has a bias: batch
-normalisation, which follows all but the outermost ones, has its own.
+At width 64 the generator has 3,576,704 parameters and the discriminator 2,765,568. Convolutions have no bias: batch
+normalisation, which follows all but the outermost ones, has its own. With spectral normalisation in its place they do.
 """
 
 from torch import Tensor, nn

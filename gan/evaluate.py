@@ -75,6 +75,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error("there is no hw2_data: name real faces with --reference DIR, or type --reference builtin")
     if args.train is None:
         args.train = "builtin" if args.reference == "builtin" else str(Path(args.reference).parent / "train")
+        if args.train != "builtin" and not Path(args.train).is_dir():
+            parser.error(f"there is no {args.train}: name the training set with --train DIR")
+    if args.train != "builtin" and Path(args.train).resolve() == Path(args.reference).resolve():
+        parser.error(f"--reference and --train: got {args.train} twice, expected unseen faces and the training set")
     return args
 
 
@@ -207,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     folders = [load_folder(folder, FACE_SIZE).images for folder in args.folders]
     count = min(map(len, folders))
+    folders = [images[:count] for images in folders]
     real, train = _faces(args.reference, "val"), _faces(args.train, "train")
     if len(train) < 2:
         raise UserError(f"{args.train}: got 1 image, expected the training set: name its folder with --train")
@@ -215,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     for seed, fake in enumerate(folders):
         copies, closest = memorisation(fake.numpy(), real.numpy(), train.numpy())
         rows.append(closest)
-        runs.append(compare(fake[:count], real, seed, optional)
+        runs.append(compare(fake, real, seed, optional)
                     | {"suspicious": copies["suspicious"], "suspicious_real": 0.01})  # real: by its definition
     scores = {"kind": "gan", "reference": args.reference, "folders": len(folders), **summary(runs)}
 

@@ -1,7 +1,7 @@
 """Features of faces that need no download: those of a ResNet-18 (He et al. 2016, arXiv:1512.03385) of random weights.
 
-Random features know no data set, so they favour none (Naeem et al. 2020, arXiv:2002.09797, who take a VGG16). They tell
-real faces from scrambled, repeated or too typical ones; from blurred ones hardly, which is what SWD is for.
+Random weights have seen no data set, so they favour none (Naeem et al. 2020, arXiv:2002.09797, who take a VGG16). They
+notice scrambled, repeated and too similar faces, but hardly blurred ones: SWD does.
 """
 
 from functools import cache

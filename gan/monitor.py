@@ -15,7 +15,7 @@ from gan.sagan import SelfAttention
 
 WATCHED = 64  # faces of each kind that `health` measures: generated, training, validation
 PREVIEW_IMAGES, PREVIEW_COLUMNS = 32, 8
-WARM_UP = 1000  # steps without a warning; in healthy runs near_duplicates fell from 1 to below 1/2 within 400
+QUIET_STEPS = 1000  # steps without a warning; in healthy runs near_duplicates fell from 1 to below 1/2 within 400
 MEMORISED = 0.75  # d_auc; chance alone moves it by 0.05 (standard deviation of 64 and 64 faces)
 
 
@@ -77,7 +77,7 @@ def health(discriminator: nn.Module, generated: Tensor, train: Tensor, val: Tens
 
 def diagnose(row: dict[str, float]) -> str | None:
     """Return one line about what goes wrong in a logged row of training, and what may help; None if nothing does."""
-    if row["step"] <= WARM_UP:
+    if row["step"] <= QUIET_STEPS:
         return None
     if row["near_duplicates"] > 0.5:
         return "G has collapsed, most of its faces repeat one another: start again with --r1 0.1 or a lower --g-lr"

@@ -3,11 +3,11 @@
     python -m gan.train --model sagan --data hw2_data --out runs/gan-sagan
 
 DCGAN (Radford et al. 2016, arXiv:1511.06434) uses the non-saturating loss, SAGAN (Zhang et al. 2019, arXiv:1805.08318)
-the hinge loss. Six things differ from the papers: a moving average (EMA) of G generates the images, D sees augmented
-images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, DCGAN has
-batches of 64, and SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment
---lr-schedule constant --ema-decay 0`, for DCGAN with `--batch-size 128`, for SAGAN with `--g-lr 1e-4` (two rates:
-Heusel et al. 2017, arXiv:1706.08500). If D memorises a small training set, try `--r1 0.1` or more faces.
+the hinge loss. Training differs from the papers: a moving average (EMA) of G generates the images, D sees augmented
+images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, batches
+have 64 faces, and SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment
+--lr-schedule constant --ema-decay 0`, for DCGAN with `--batch-size 128`, for SAGAN with `--batch-size 256 --g-lr 1e-4`
+(two rates: Heusel et al. 2017, arXiv:1706.08500). If D memorises a small training set, try `--r1 0.1` or more faces.
 
 The run folder holds last.pt (for resume and inference), samples/ (32 faces, always from the same noise), curves.png and
 metrics.jsonl, which docs/training-logs.md explains.

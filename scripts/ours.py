@@ -48,8 +48,8 @@ def diffusion_training(data: Data, device: torch.device, batch_size: int, dtype:
     ema, batches = EMA(model, args.ema_decay), Batches(len(images), batch_size, 0, device)
     optimizer = capturable(torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
     captured = Captured(lambda index: diffusion_train.train_step(
-        model, optimizer, schedule, to_float(images[index]), labels[index], label_dropout=args.label_dropout,
-        prediction=args.prediction, min_snr=args.min_snr, dtype=dtype), device)
+        model, optimizer, schedule, to_float(images[index]), labels[index], prediction=args.prediction,
+        min_snr=args.min_snr, dtype=dtype), device)
     for step in steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps, args.warmup))
         log.add(captured(batches.next()))

@@ -47,10 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("action", choices=("plan", "until", "compare"))
     parser.add_argument("words", nargs=argparse.REMAINDER)
     args = parser.parse_args(argv)
-    if args.action == "until" and not (args.words[:1] and args.words[0].isdigit() and args.words[1:]):
-        parser.error(f"until: got {' '.join(args.words)!r}, expected a step and a training")
-    if args.action == "compare" and len(args.words) != 1:
-        parser.error(f"compare: got {' '.join(args.words)!r}, expected one folder")
+    if {"plan": False, "until": len(args.words) < 2 or not args.words[0].isdigit(),
+            "compare": len(args.words) != 1}[args.action]:
+        parser.error(f"{args.action}: got {' '.join(args.words)!r}, expected words as in the text of --help")
     return args
 
 

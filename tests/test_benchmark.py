@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import json
-import tracemalloc
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.data.folder import ImageSet, load_digits, load_readable
+from common.data.folder import ImageSet
 from common.device import Captured, allow_tf32
 from common.errors import UserError
-from common.images import save_image
 from common.metrics_log import MetricsLog
 from diffusion.unet import ConditionalUNet
 from scripts import benchmark, ours, plain
@@ -217,22 +215,3 @@ def test_out_is_json_and_new(tmp_path):
     benchmark.parse_args(["--out", str(tmp_path / "b.json"), "--force"])
     with pytest.raises(UserError, match=r"--out: got b\.txt, expected a name that ends in \.json"):
         benchmark.parse_args(["--out", "b.txt"])
-
-
-@pytest.mark.parametrize("load", [
-    lambda data: load_digits(data, "mnistm", "train").images,
-    lambda data: load_readable(data / "digits" / "mnistm" / "data", 28)[0].images,
-])
-def test_loading_takes_a_tenth_more_memory_than_the_images(tmp_path, load):
-    folder = tmp_path / "digits" / "mnistm"
-    names = [f"{i:04d}.png" for i in range(2000)]
-    save_image(random_images(1).images[0], folder / "data" / names[0])
-    for name in names[1:]:
-        (folder / "data" / name).hardlink_to(folder / "data" / names[0])
-    (folder / "train.csv").write_text("image_name,label\n" + "".join(f"{name},0\n" for name in names))
-    for _ in range(2):  # decoded, and from the cache
-        tracemalloc.start()
-        images = load(tmp_path)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert len(images) == 2000 and peak < 1.1 * images.nbytes

@@ -282,7 +282,6 @@ CASES = [
     ("width-gan", "gan.train", nothing, "--model sagan --width 9", "--width"),
     ("width-diffusion", "diffusion.train", nothing, "--width 6", "--width"),
     ("lr-nan", "diffusion.train", nothing, "--lr nan", "--lr"),
-    ("dropout-above-1", "diffusion.train", nothing, "--label-dropout 1.5", "--label-dropout"),
     ("domain-unknown", "diffusion.train", nothing, "--domain emnist", "emnist"),
     ("init-other-prediction", "diffusion.train", nothing, "--init diffusion.pt --prediction noise", "--prediction"),
     ("init-other-kind", "diffusion.train", nothing, "--init dann.pt", "got a checkpoint of dann"),

@@ -157,18 +157,6 @@ def test_one_step_by_hand(teacher):
 
 
 @pytest.mark.slow
-def test_overfits_one_batch(teacher):
-    student, losses = copy.deepcopy(teacher.model), []
-    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
-    for _ in range(20):
-        torch.manual_seed(0)  # the same times and noise
-        losses.append(distill.train_step(student, optimizer, teacher, torch.zeros(4, 3, 28, 28), torch.arange(4),
-                                         guidance=4.0, times=distill.chain_times(1000, None),
-                                         dtype=torch.float32)["loss"].item())
-    assert losses[-1] < 0.3 * losses[0]
-
-
-@pytest.mark.slow
 def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, tmp_path):
     assert run(digits_dir, released, tmp_path / "guided", "--lr", "1e-12", "--ema-decay", "0") == 0
     guided = load_pipeline(tmp_path / "guided" / "last.pt", torch.device("cpu"))
@@ -228,10 +216,20 @@ def test_mistakes_end_in_one_line_and_write_nothing(digits_dir, teacher, tmp_pat
     assert "\n" not in str(mistake.value) and not (tmp_path / "run").exists()
 
 
-def test_a_distilled_network_is_not_guided(teacher, tmp_path):
+def test_a_teacher_that_predicts_noise_is_refused(digits_dir, teacher, tmp_path):
+    path = save(tmp_path / "teacher.pt", teacher.model, prediction="noise")
+    with pytest.raises(UserError, match="predicts noise, which at high t says too little of x_0"):
+        run(digits_dir, path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_distilled_network_is_sampled_as_it_was_trained(teacher, tmp_path):
     path = save(tmp_path / "student.pt", teacher.model, distilled=["ddim", 2, 1.0])
-    with pytest.raises(UserError, match="was distilled with its guidance: got guidance 2"):
-        inference.main([str(tmp_path / "out"), "--weights", str(path), "--guidance", "2"])
+    for flags, message in ((["--guidance", "2"], "was distilled with its guidance: got guidance 2"),
+                           (["--steps", "4"], "was distilled to 2 steps of ddim: got 4 of ddim; for others"),
+                           (["--sampler", "ddpm"], "to 2 steps of ddim: got 1000 of ddpm")):
+        with pytest.raises(UserError, match=message):
+            inference.main([str(tmp_path / "out"), "--weights", str(path), *flags])
     assert not (tmp_path / "out").exists()
 
 
@@ -254,6 +252,6 @@ def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")
         inference.main([str(tmp_path / name), "--digits", "0", "--per-digit", "1", *flags, "--force"])
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
-    assert used == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 10, 2), (False, "ddim", 40, 2),
-                    (False, "ddpm", 10, 2), (False, "dpm-solver++", 7, 2), (False, "dpm-solver++", 10, 3),
+    assert used == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 1000, 2), (False, "ddim", 40, 2),
+                    (False, "ddpm", 1000, 2), (False, "dpm-solver++", 7, 2), (False, "dpm-solver++", 10, 3),
                     (False, "ddim", 10, 2)]

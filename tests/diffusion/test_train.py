@@ -57,19 +57,18 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(digits_dir, finished
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, monkeypatch, number):
+def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, monkeypatch):
     record = Run.record
 
     def record_then_stop(self, metrics):
         record(self, metrics)
         if self.step == 2:  # in the middle of a log interval
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Run, "record", record_then_stop)
     with pytest.raises(SystemExit) as stop:
         run(digits_dir, tmp_path / "run")
-    assert stop.value.code == 128 + number
+    assert stop.value.code == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert weights(tmp_path / "run")["step"] == 3
     run(digits_dir, tmp_path / "run", "--resume", "auto")
@@ -78,26 +77,8 @@ def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, mon
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
 
 
-@pytest.mark.slow
-def test_killed_after_its_checkpoint_logs_no_step_twice(digits_dir, finished, tmp_path, monkeypatch):
-    record = Run.record
-
-    def record_then_die(self, metrics):
-        record(self, metrics)
-        if self.step == 5:
-            raise RuntimeError("killed")
-
-    monkeypatch.setattr(Run, "record", record_then_die)
-    with pytest.raises(RuntimeError, match="killed"):
-        run(digits_dir, tmp_path / "run", "--save-every", "3")
-    monkeypatch.undo()
-    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [2, 4]
-    run(digits_dir, tmp_path / "run", "--resume", "auto", "--save-every", "3")
-    assert read_metrics(tmp_path / "run") == read_metrics(finished)
-    assert same(weights(tmp_path / "run")["parts"], weights(finished)["parts"])
-
-
-def test_one_step_by_hand():
+def test_one_step_by_hand(monkeypatch):
+    monkeypatch.setattr(train, "LABEL_DROPOUT", 0.5)
     torch.manual_seed(0)
     schedule = make_schedule("linear")
     model = ConditionalUNet(8)
@@ -106,8 +87,8 @@ def test_one_step_by_hand():
     x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
 
     torch.manual_seed(1)
-    metrics = train.train_step(model, optimizer, schedule, x_0, labels, label_dropout=0.5, prediction="noise",
-                               min_snr=False, dtype=torch.float32)
+    metrics = train.train_step(model, optimizer, schedule, x_0, labels, prediction="noise", min_snr=False,
+                               dtype=torch.float32)
 
     torch.manual_seed(1)
     t = torch.randint(0, 1000, (6,))
@@ -148,8 +129,8 @@ def test_overfits_one_batch():
     schedule, model = make_schedule("cosine"), ConditionalUNet(8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     x_0, labels = (torch.rand(4, 3, 1, 1) * 2 - 1).expand(4, 3, 28, 28), torch.arange(4)
-    losses = [train.train_step(model, optimizer, schedule, x_0, labels, label_dropout=0.1, prediction="velocity",
-                               min_snr=True, dtype=torch.float32)["loss"].item() for _ in range(60)]
+    losses = [train.train_step(model, optimizer, schedule, x_0, labels, prediction="velocity", min_snr=True,
+                               dtype=torch.float32)["loss"].item() for _ in range(60)]
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
 
@@ -186,38 +167,4 @@ def test_weights_to_start_from_must_fit(digits_dir, finished, tmp_path, more, me
     with pytest.raises(UserError, match=message) as mistake:
         run(digits_dir, tmp_path / "run", "--init", str(finished / "last.pt"), *more)
     assert "\n" not in str(mistake.value)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("more", "message"), [
-    (["--width", "10"], "multiple of 4"),
-    (["--batch-size", "5000"], "larger than the training set"),
-    (["--lr", "-1"], "expected a number > 0"),
-    (["--lr-schedule", "twentieth"], "invalid choice: 'twentieth'"),
-    (["--steps", "x"], "expected an integer"),
-    (["--steps", "3", "--epochs", "3"], "not allowed with"),
-    (["--domain", "emnist"], "emnist"),
-    (["--resume", "nowhere.pt"], "no checkpoint at nowhere.pt"),
-])
-def test_mistakes_end_in_one_line_and_write_nothing(digits_dir, tmp_path, more, message):
-    with pytest.raises(UserError, match=message) as mistake:
-        train.main(["--data", str(digits_dir), "--out", str(tmp_path / "run"), "--batch-size", "8", *more])
-    assert "\n" not in str(mistake.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_is_never_overwritten_and_never_resumed_with_other_settings(digits_dir, finished):
-    before = (finished / "last.pt").read_bytes()
-    with pytest.raises(UserError, match="already holds a run"):
-        run(digits_dir, finished)
-    with pytest.raises(UserError, match="trained with warmup=.*, got warmup=3"):
-        run(digits_dir, finished, "--resume", "auto", "--warmup", "3")
-    assert (finished / "last.pt").read_bytes() == before
-
-
-def test_dry_run_writes_nothing(digits_dir, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        train.main(["--data", str(digits_dir), "--out", str(tmp_path / "run"), "--width", "8", "--batch-size", "8",
-                    "--dry-run"])
-    assert "batch_size=8" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

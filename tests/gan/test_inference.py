@@ -65,25 +65,7 @@ def test_same_bytes_for_any_number_of_images(generated, generate, tmp_path):
     assert generate(tmp_path / "other", 3, "--seed", "1") != few
 
 
-def test_stopped_run_is_finished(generated, generate, tmp_path, capsys):
-    _, files = generated
-    out = tmp_path / "out"
-    generate(out, COUNT)
-    for name in ("0000.png", "0007.png", "0051.png"):
-        (out / name).unlink()
-    (out / ".0000.png.partial").write_bytes(b"half")
-    assert generate(out, COUNT) == files
-    assert "3 of them made now" in capsys.readouterr().out
-
-
-def test_foreign_files_are_refused(generate, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    Image.new("RGB", (64, 64)).save(out / "0001.png")
-    before = (out / "0001.png").read_bytes()
-    with pytest.raises(UserError, match=r"0001\.png was not made by this command"):
-        generate(out, 3)
-    assert (out / "0001.png").read_bytes() == before and len(list(out.iterdir())) == 1
+def test_other_settings_do_not_mix(generate, tmp_path):
     generate(tmp_path / "seed0", 2)
     with pytest.raises(UserError, match="these settings"):
         generate(tmp_path / "seed0", 2, "--seed", "1")
@@ -132,15 +114,10 @@ def test_slerp_keeps_the_length_and_meets_both_ends():
 
 
 def test_released_file_works_too(trained, tmp_path):
-    model, run = trained
+    _, run = trained
     small = tmp_path / "small.pt"
     write_weights(load(run / "last.pt"), small)
-    assert main([str(tmp_path / "out"), "--model", model, "--weights", str(small), "--n", "2"]) == 0
-
-
-def test_weights_alone_are_enough(trained, tmp_path):
-    _, run = trained
-    assert main([str(tmp_path / "out"), "--weights", str(run / "last.pt"), "--n", "2"]) == 0
+    assert main([str(tmp_path / "out"), "--weights", str(small), "--n", "2"]) == 0
 
 
 def test_mistakes_are_one_line(trained, tmp_path):
@@ -148,8 +125,6 @@ def test_mistakes_are_one_line(trained, tmp_path):
     other = "dcgan" if model == "sagan" else "sagan"
     with pytest.raises(UserError, match=f"got a checkpoint of gan/{model}, expected gan/{other}"):
         main([str(tmp_path / "out"), "--model", other, "--weights", str(run / "last.pt")])
-    with pytest.raises(UserError, match="no checkpoint at"):
-        main([str(tmp_path / "out"), "--weights", str(tmp_path / "none.pt")])
     with pytest.raises(UserError, match=r"ends in \.png"):
         main([str(tmp_path / "out"), "--grid", "32"])
     assert list(tmp_path.iterdir()) == []

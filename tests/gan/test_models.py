@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from common.checkpoint import RELEASED, load_into, load_weights
 from gan import dcgan, sagan
-from gan.models import MODELS, build_discriminator, build_generator
+from gan.models import build_discriminator, build_generator
 
 GOLDEN = Path(__file__).parent / "golden"
 BUILD = {"generator": build_generator, "discriminator": build_discriminator}
@@ -75,13 +74,6 @@ def test_without_attention_all_other_layers_stay(network):
     golden = (GOLDEN / f"sagan_{network}.txt").read_text().splitlines(keepends=True)
     bare = BUILD[network]({"model": "sagan", "width": 64, "attention": False})
     assert parameter_lines(bare) == "".join(line for line in golden if not line.startswith("attn"))
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_released_weights_fit(model):
-    path = RELEASED / f"{model}.pt"
-    model_args, weights = load_weights(path, MODELS[model].kind)
-    load_into(build_generator(model_args), weights, path)
 
 
 def test_attention_runs_after_l3_and_l4():

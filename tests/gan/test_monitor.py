@@ -35,7 +35,7 @@ def test_health_is_of_d_as_it_trains(model, smooth):
     assert same(discriminator.state_dict(), before)
     logits = discriminator(smooth[:10].float() / 127.5 - 1).tolist()
     above = [a > b for a in logits[:5] for b in logits[5:]]
-    assert found["d_auc"].item() == pytest.approx(sum(above) / 25) and sum(above) != 12.5
+    assert found["d_auc"].item() == pytest.approx(sum(above) / 25)
     assert found["near_duplicates"].item() == 0.5
 
 

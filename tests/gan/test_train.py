@@ -17,7 +17,7 @@ from common.run import Run
 from gan.augment import augment, random_flip
 from gan.inference import main as inference
 from gan.models import MODELS, build_discriminator, build_generator
-from gan.train import main, parse_args, train_step
+from gan.train import parse_args, train_step
 from tests.trainers import same
 
 
@@ -143,21 +143,6 @@ def test_stopped_and_resumed_equals_unbroken(trained, run_gan, tmp_path):
     assert (run / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.slow
-def test_r1_resumes_exactly(run_gan, tmp_path):
-    flags = ["--r1", "10", "--spectral-norm"]
-    unbroken = run_gan(tmp_path / "unbroken", "dcgan", 4, *flags)
-    broken = run_gan(tmp_path / "broken", "dcgan", 2, *flags)
-    torch.manual_seed(99)
-    run_gan(broken, "dcgan", 4, *flags, "--resume", "auto")
-    for key in ("parts", "weights", "log"):
-        assert same(checkpoint(unbroken)[key], checkpoint(broken)[key])
-    assert (unbroken / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
-    assert ["r1" in row for row in read_metrics(unbroken)] == [True, False, False, False]
-    with pytest.raises(UserError, match=r"trained with r1=10\.0, got r1=5\.0"):
-        run_gan(broken, "dcgan", 6, *flags, "--r1", "5", "--resume", "auto")
-
-
 def test_inference_knows_of_a_network_without_attention(run_gan, tmp_path):
     run = run_gan(tmp_path / "run", "sagan", 1, "--no-attention")
     model_args, weights = load_weights(run / "last.pt", "gan/sagan")
@@ -202,26 +187,11 @@ def test_constant_rates(run_gan, tmp_path):
     assert [parts[name]["param_groups"][0]["lr"] for name in ("g_optimizer", "d_optimizer")] == [2e-4, 1e-3]
 
 
-def test_mistakes_are_one_line(trained, run_gan, faces, tmp_path):
-    with pytest.raises(UserError, match="--width: got 12, expected a multiple of 8"):
-        parse_args(["--model", "sagan", "--width", "12", "--data", "x"])
+def test_mistakes_are_one_line(trained, run_gan, tmp_path):
     assert parse_args(["--model", "dcgan", "--width", "12", "--data", "x"]).width == 12
     with pytest.raises(UserError, match="--model"):
         parse_args(["--data", "x"])
-    with pytest.raises(UserError, match="no data folder"):
-        main(["--model", "dcgan", "--data", str(tmp_path / "none")])
-    with pytest.raises(UserError, match="larger than the training set"):
-        run_gan(tmp_path / "large", "dcgan", 1, "--batch-size", "11")
     model, run = trained
-    with pytest.raises(UserError, match="--resume auto"):
-        run_gan(run, model, 6)
     other = "dcgan" if model == "sagan" else "sagan"
     with pytest.raises(UserError, match=f"got a checkpoint of gan/{model}, expected gan/{other}"):
         run_gan(tmp_path / "foreign", other, 6, "--resume", str(run / "last.pt"))
-
-
-def test_dry_run_writes_nothing(run_gan, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        run_gan(tmp_path / "dry", "sagan", 1, "--dry-run")
-    out = capsys.readouterr().out
-    assert not (tmp_path / "dry").exists() and "loss=hinge" in out and "s per step" in out and end.value.code == 0

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -466,3 +467,23 @@ def test_importing_is_light(module):
     code = f"import common.data.{module}, sys; print({slow} & {{*sys.modules}})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("load", [
+    lambda data: load_digits(data, "mnistm", "train").images,
+    lambda data: load_readable(data / "digits" / "mnistm" / "data", 28)[0].images,
+])
+def test_loading_takes_a_tenth_more_memory_than_the_images(tmp_path, load):
+    folder = tmp_path / "digits" / "mnistm"
+    names = [f"{i:04d}.png" for i in range(2000)]
+    (folder / "data").mkdir(parents=True)
+    Image.new("RGB", (28, 28)).save(folder / "data" / names[0])
+    for name in names[1:]:
+        (folder / "data" / name).hardlink_to(folder / "data" / names[0])
+    (folder / "train.csv").write_text("image_name,label\n" + "".join(f"{name},0\n" for name in names))
+    for _ in range(2):  # decoded, and from the cache
+        tracemalloc.start()
+        images = load(tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(images) == 2000 and peak < 1.1 * images.nbytes
