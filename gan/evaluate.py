@@ -211,13 +211,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     folders = [load_folder(folder, FACE_SIZE).images for folder in args.folders]
     count = min(map(len, folders))
-    folders = [images[:count] for images in folders]
     real, train = _faces(args.reference, "val"), _faces(args.train, "train")
     if len(train) < 2:
         raise UserError(f"{args.train}: got 1 image, expected the training set: name its folder with --train")
     train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is a copy
     (optional, notes), runs, rows = optional_scores(), [], []
-    for seed, fake in enumerate(folders):
+    for seed, fake in enumerate(images[:count] for images in folders):
         copies, closest = memorisation(fake.numpy(), real.numpy(), train.numpy())
         rows.append(closest)
         runs.append(compare(fake, real, seed, optional)
