@@ -105,7 +105,7 @@ def test_a_run_alone_or_without_a_common_metric_is_named():
     a = write("a", {}, loss=[1.0] * 40)
     b = write("b", {}, loss=[1.0] * 40)
     c = write("c", {}, d_loss=[1.0] * 40)
-    for runs, said in (([a], "expected at least two runs"), ([a, "./a/"], "two runs, and none twice"),
+    for runs, said in (([a], "expected at least two runs"), ([a, str(Path(a).absolute())], "two runs, and none twice"),
                        ([a, b, c], "c has no metric of another run here")):
         with pytest.raises(UserError, match=said):
             compare.main([*runs, "--out", "out.png"])
