@@ -87,7 +87,7 @@ def append_row(run_dir: Path, row: dict[str, float], events: Any = None) -> None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's metrics.jsonl, without a last line that a kill cut short; a note counts other ones."""
+    """Return the rows of a run's metrics.jsonl, without damaged lines. A kill damages one; a note counts more."""
     path = run_dir / METRICS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = []

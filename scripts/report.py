@@ -16,7 +16,7 @@ A template is the document with fields in braces; a colon starts Python's format
 A brace of the text itself is written twice. The results come from the evaluate, compare and benchmark commands.
 report/figures.json has for each picture the commands that draw it and the SHA-256 of the picture and of the weights
 or results it shows, so --check compares without drawing. Pictures of real images need --data, those by t-SNE also the
-runs of `bash scripts/train_dann.sh --seeds 0`; without these files they are left as they are.
+runs of `bash scripts/train_dann.sh --seeds 0`, without and with `--target svhn`; otherwise they are left as they are.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from common.files import write_json, write_text
 from common.images import save_picture
 from common.tables import markdown
 from dann import evaluate as dann_evaluate
-from dann import tsne
+from dann import tsne, validate
 from dann.networks import DANN
 from diffusion import compare
 from diffusion import evaluate as diffusion_evaluate
@@ -64,6 +64,7 @@ SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teac
 COMPARISONS = {"samplers": "diffusion.pt", "full-chain": "diffusion.pt", "full-chain-distilled": DISTILLED,
                "distilled": DISTILLED}
 CELLS = ("dann",)  # results of dann.evaluate
+COURSEWORK = ("mnistm -> svhn", "mnistm -> usps")  # pairs of domains
 OPTIONAL_FACE_SCORES = {  # key -> title and format
     "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -113,8 +114,10 @@ def digits_table(column: str, rows: dict[str, dict]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "samplers": lambda: compare.to_markdown(result("samplers")["rows"]),
     "speed": lambda: benchmark.speed_table(result("benchmark"), result("benchmark-gpu")),
-    **{f"dann-{split}": lambda split=split: dann_evaluate.to_markdown(result("dann"), (split,))
-       for split in dann_evaluate.SPLITS}}
+    "dann": lambda: dann_evaluate.to_markdown(
+        [cell for cell in result("dann") if cell["column"] in COURSEWORK], ("test", "val")),
+    "dann-map": lambda: dann_evaluate.map_table(result("dann")),
+    "validators": lambda: validate.summary(result("validators"))}
 
 
 def table(name: str) -> str:

@@ -26,20 +26,19 @@ lines() {
     line digits diffusion-guided $distill --teacher "$out/weights/diffusion.pt" --guidance 1.75 --steps 300
     line digits diffusion-distilled $distill --teacher "$out/runs/diffusion-guided/last.pt" --chain 8 --steps 400
 
-    line domains dann-mnistm-svhn $dann --source mnistm --target svhn --mode dann --recipe plus --seeds 0 1 2
-    line domains dann-mnistm-usps $dann --source mnistm --target usps --mode dann --recipe plus --seeds 0 1 2
-    line domains target-svhn $dann --source mnistm --target svhn --mode target --seeds 0 1 2
-    line domains target-usps $dann --source mnistm --target usps --mode target --seeds 0
-    line domains source-mnistm-svhn $dann --source mnistm --target svhn --mode source --seeds 0
-    line domains source-mnistm-usps $dann --source mnistm --target usps --mode source --seeds 0
-    line domains plain-mnistm-svhn $dann --source mnistm --target svhn --mode dann --recipe plain --seeds 0
-    line domains plain-mnistm-usps $dann --source mnistm --target usps --mode dann --recipe plain --seeds 0
-    line domains plus-mnist-mnistm $dann --source mnist --target mnistm --mode dann --recipe plus --seeds 0
-    line domains plus-usps-mnistm $dann --source usps --target mnistm --mode dann --recipe plus --seeds 0
-    line domains target-mnistm $dann --source mnist --target mnistm --mode target --seeds 0
+    local target pair
+    for target in svhn usps; do
+        line domains dann-mnistm-$target $dann --source mnistm --target $target --mode dann --recipe plus --seeds 0 1 2
+        line domains plain-mnistm-$target $dann --source mnistm --target $target --mode dann --recipe plain --seeds 0 1 2
+        line domains source-mnistm-$target $dann --source mnistm --target $target --mode source --seeds 0 1 2
+        line domains target-$target $dann --source mnistm --target $target --mode target --seeds 0 1 2
+    done
+    for pair in "mnist mnistm" "mnist svhn" "mnist usps" "svhn mnist" "usps mnist" "usps mnistm"; do
+        line domains plus-${pair/ /-} $dann --source ${pair% *} --target ${pair#* } --mode dann --recipe plus --seeds 0
+    done
+    line domains plain-mnist-mnistm $dann --source mnist --target mnistm --mode dann --recipe plain --seeds 0
     line domains source-mnist-mnistm $dann --source mnist --target mnistm --mode source --seeds 0
-    line domains plus-mnist-usps $dann --source mnist --target usps --mode dann --recipe plus --seeds 0
-    line domains plus-usps-mnist $dann --source usps --target mnist --mode dann --recipe plus --seeds 0
+    line domains target-mnistm $dann --source mnist --target mnistm --mode target --seeds 0
 }
 
 # The command line.

@@ -11,7 +11,8 @@ from PIL import Image
 from common.errors import UserError
 from common.files import write_json
 from dann import evaluate as dann_evaluate
-from dann import tsne
+from dann import tsne, validate
+from dann.scoring import read_result
 from diffusion import compare
 from diffusion.pipeline import DISTILLED
 from scripts import benchmark, report
@@ -46,8 +47,15 @@ def test_links_lead_to_files_and_no_field_is_left(name):
 def test_tables_beside_the_json_files_are_up_to_date():
     for name, table in (("samplers", compare.to_markdown(report.result("samplers")["rows"])),
                         *((name, benchmark.report(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
-                        ("dann", dann_evaluate.to_markdown(report.result("dann")))):
+                        ("dann", dann_evaluate.to_markdown(report.result("dann"))),
+                        ("validators", validate.to_markdown(report.result("validators")))):
         assert (report.PROJECT / "report" / f"{name}.md").read_text() == table
+
+
+def test_the_tables_of_domains_are_those_of_the_runs_beside_them():
+    runs = sorted((report.PROJECT / "report" / "dann").iterdir())
+    assert dann_evaluate.build_table([read_result(run) for run in runs]) == report.result("dann")
+    assert validate.compare(validate.read_runs(runs)) == report.result("validators")
 
 
 def test_the_report_is_small():

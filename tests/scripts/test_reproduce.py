@@ -147,7 +147,7 @@ def test_the_plan_says_what_was_measured_and_what_is_computed(shipped, lines):
     for name, cpu, gpu in (("dcgan", "1:31:31 computed", "0:00:42 measured"),
                            ("sagan", "0:51:31 computed", "0:51:31 computed"),  # 4600 x 32 x 2.1 / 100 s
                            ("dann-mnistm-svhn", "17:04:00 computed", "17:04:00 computed"),
-                           ("target-usps", "2:50:40 computed", "2:50:40 computed")):
+                           ("target-mnistm", "2:50:40 computed", "2:50:40 computed")):
         assert f"| {name} | {cpu} | {gpu} | " in table
     assert len(re.findall(r"^\| (?!line|---|all)", table, re.MULTILINE)) == len(lines)
     assert "throughput of Xeon, 2 cores and NVIDIA H200" in table and "--data builtin" in table
