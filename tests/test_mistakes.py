@@ -344,6 +344,7 @@ CASES = [
     ("faces-missing", "gan.evaluate", remove("faces"), "", "no folder faces"),
     ("faces-none", "gan.evaluate", empty("faces"), "", "holds no images"),
     ("reference-missing", "gan.evaluate", remove("hw2_data/face/val"), "", "hw2_data/face/val"),
+    ("reference-is-the-training-set", "gan.evaluate", nothing, "--reference hw2_data/face/train", "face/train twice"),
     *[(f"scored-face-{what}", "gan.evaluate", broken("faces/1.png"), "", "faces/1.png")
       for what, broken in BROKEN.items()],
     *[(f"keeps-{name}", module, put(name, "mine"), flags, f"{name} exists already") for module, flags, name in (
