@@ -123,6 +123,11 @@ def test_the_loop_warms_the_learning_rate_up_and_lowers_it_to_zero(digits_dir, t
     assert rates == pytest.approx([0.0005, 0.001, 0.001, 0.00075, 0.0005, 0.00025])
 
 
+def test_a_warm_up_as_long_as_the_run_is_noted(digits_dir, tmp_path, capsys):
+    run(digits_dir, tmp_path / "run", "--width", "4", "--steps", "2")
+    assert "note: --warmup 2 is as long as the run: the learning rate does not fall\n" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_overfits_one_batch():
     torch.manual_seed(0)
