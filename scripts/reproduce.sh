@@ -33,9 +33,10 @@ lines() {
         line domains source-mnistm-$target $dann --source mnistm --target $target --mode source --seeds 0 1 2
         line domains target-$target $dann --source mnistm --target $target --mode target --seeds 0 1 2
     done
-    for pair in "mnist mnistm" "mnist svhn" "mnist usps" "svhn mnist" "usps mnist" "usps mnistm"; do
-        line domains plus-${pair/ /-} $dann --source ${pair% *} --target ${pair#* } --mode dann --recipe plus --seeds 0
+    for pair in "mnist mnistm" "mnist svhn" "mnist usps" "usps mnist" "usps mnistm"; do
+        line domains plus-${pair/ /-} $dann --source ${pair% *} --target ${pair#* } --mode dann --recipe plus --seeds 0 1
     done
+    line domains plus-svhn-mnist $dann --source svhn --target mnist --mode dann --recipe plus --seeds 0 1 2
     line domains plain-mnist-mnistm $dann --source mnist --target mnistm --mode dann --recipe plain --seeds 0
     line domains source-mnist-mnistm $dann --source mnist --target mnistm --mode source --seeds 0
     line domains target-mnistm $dann --source mnist --target mnistm --mode target --seeds 0
