@@ -64,7 +64,6 @@ SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teac
 COMPARISONS = {"samplers": "diffusion.pt", "full-chain": "diffusion.pt", "full-chain-distilled": DISTILLED,
                "distilled": DISTILLED}
 CELLS = ("dann",)  # results of dann.evaluate
-COURSEWORK = ("mnistm -> svhn", "mnistm -> usps")  # pairs of domains
 OPTIONAL_FACE_SCORES = {  # key -> title and format
     "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
@@ -114,9 +113,8 @@ def digits_table(column: str, rows: dict[str, dict]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "samplers": lambda: compare.to_markdown(result("samplers")["rows"]),
     "speed": lambda: benchmark.speed_table(result("benchmark"), result("benchmark-gpu")),
-    "dann": lambda: dann_evaluate.to_markdown(
-        [cell for cell in result("dann") if cell["column"] in COURSEWORK], ("test", "val")),
-    "dann-map": lambda: dann_evaluate.map_table(result("dann")),
+    "dann": lambda: dann_evaluate.map_table(result("dann")),
+    "dann-parts": lambda: dann_evaluate.to_markdown(result("dann-parts"), ("test",)),
     "validators": lambda: validate.summary(result("validators"))}
 
 
@@ -195,7 +193,8 @@ def draw_strip(path: Path) -> None:
 
 PLOTS: dict[str, Callable[[Path], None]] = {  # pictures made from files of report/, without a command
     "full-chain.png": lambda path: compare.plot(result("full-chain")["rows"], path),
-    "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path), "strip.png": draw_strip}
+    "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path),
+    "dann-map.png": lambda path: dann_evaluate.draw_map(result("dann"), path), "strip.png": draw_strip}
 
 
 def draw(name: str, lines: list[str], data: str | None) -> None:

@@ -16,8 +16,7 @@ faces=LFWcrop  # what hw2_data/face was when weights/ was trained
 # SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN"). The released U-Net was trained in
 # four stages, the first by code that is gone: here one training sees as many images, with the flags of the last stage.
 lines() {
-    local gan="gan.train --no-augment --ema-decay 0.998" dann="dann.train --sample-every 500"
-    local distill="diffusion.distill --batch-size 32"
+    local gan="gan.train --no-augment --ema-decay 0.998" distill="diffusion.distill --batch-size 32"
 
     line faces dcgan $gan --model dcgan --steps 8580
     line faces sagan scripts.reproduce until 4600 $gan --model sagan --batch-size 32 --steps 7175
@@ -26,20 +25,24 @@ lines() {
     line digits diffusion-guided $distill --teacher "$out/weights/diffusion.pt" --guidance 1.75 --steps 300
     line digits diffusion-distilled $distill --teacher "$out/runs/diffusion-guided/last.pt" --chain 8 --steps 400
 
-    local target pair
-    for target in svhn usps; do
-        line domains dann-mnistm-$target $dann --source mnistm --target $target --mode dann --recipe plus --seeds 0 1 2
-        line domains plain-mnistm-$target $dann --source mnistm --target $target --mode dann --recipe plain --seeds 0 1 2
-        line domains source-mnistm-$target $dann --source mnistm --target $target --mode source --seeds 0 1 2
-        line domains target-$target $dann --source mnistm --target $target --mode target --seeds 0 1 2
+    local source target dann seeds domains="mnist mnistm usps svhn"
+    for target in $domains; do
+        for source in $domains; do
+            [[ $source != "$target" ]] || continue
+            dann="dann.train --source $source --target $target --sample-every 500"
+            case $source-$target in mnistm-usps | mnistm-svhn) seeds="0 1 2" ;; *) seeds=0 ;; esac
+            line domains source-$source-$target $dann --mode source --seeds $seeds
+            line domains plain-$source-$target $dann --mode dann --recipe plain --seeds $seeds
+            case $source-$target in
+                mnistm-mnist | usps-svhn | svhn-mnistm | svhn-usps)
+                    line domains dann-$source-$target $dann --mode dann --recipe plus --seeds 0 1 ;;
+                *) line domains dann-$source-$target $dann --mode dann --recipe plus --seeds 0 1 2 ;;
+            esac
+            case $source-$target in  # a target is trained on once
+                mnistm-* | mnist-mnistm) line domains target-$target $dann --mode target --seeds $seeds ;;
+            esac
+        done
     done
-    for pair in "mnist mnistm" "mnist svhn" "mnist usps" "usps mnist" "usps mnistm"; do
-        line domains plus-${pair/ /-} $dann --source ${pair% *} --target ${pair#* } --mode dann --recipe plus --seeds 0 1
-    done
-    line domains plus-svhn-mnist $dann --source svhn --target mnist --mode dann --recipe plus --seeds 0 1 2
-    line domains plain-mnist-mnistm $dann --source mnist --target mnistm --mode dann --recipe plain --seeds 0
-    line domains source-mnist-mnistm $dann --source mnist --target mnistm --mode source --seeds 0
-    line domains target-mnistm $dann --source mnist --target mnistm --mode target --seeds 0
 }
 
 # The command line.

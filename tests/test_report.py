@@ -47,15 +47,16 @@ def test_links_lead_to_files_and_no_field_is_left(name):
 def test_tables_beside_the_json_files_are_up_to_date():
     for name, table in (("samplers", compare.to_markdown(report.result("samplers")["rows"])),
                         *((name, benchmark.report(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
-                        ("dann", dann_evaluate.to_markdown(report.result("dann"))),
+                        *((name, dann_evaluate.to_markdown(report.result(name))) for name in ("dann", "dann-parts")),
                         ("validators", validate.to_markdown(report.result("validators")))):
         assert (report.PROJECT / "report" / f"{name}.md").read_text() == table
 
 
 def test_the_tables_of_domains_are_those_of_the_runs_beside_them():
-    runs = sorted((report.PROJECT / "report" / "dann").iterdir())
-    assert dann_evaluate.build_table([read_result(run) for run in runs]) == report.result("dann")
-    assert validate.compare(validate.read_runs(runs)) == report.result("validators")
+    runs = {name: sorted((report.PROJECT / "report" / name).iterdir()) for name in ("dann", "dann-parts")}
+    for name, of_table in runs.items():
+        assert dann_evaluate.build_table([read_result(run) for run in of_table]) == report.result(name)
+    assert validate.compare(validate.read_runs([*runs["dann"], *runs["dann-parts"]])) == report.result("validators")
 
 
 def test_the_report_is_small():

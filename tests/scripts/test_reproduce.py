@@ -14,7 +14,7 @@ from common import release
 from common.data import synthetic_faces
 from common.errors import UserError
 from common.files import write_json
-from dann.evaluate import build_table
+from dann.evaluate import ROWS, build_table
 from gan import train as gan_train
 from scripts import reproduce
 
@@ -88,8 +88,8 @@ def test_every_cell_of_the_table_has_a_line(lines):
     def key(cell):
         return cell["row"], cell["column"], cell["steps"], cell["seeds"]
 
-    assert sorted(map(key, build_table(found))) == sorted(
-        map(key, json.loads((reproduce.REPORT / "dann.json").read_text())))
+    cells = json.loads((reproduce.REPORT / "dann.json").read_text())
+    assert sorted(map(key, build_table(found))) == sorted(key(cell) for cell in cells if cell["row"] in ROWS.values())
 
 
 def test_every_command_parses(recorded):
