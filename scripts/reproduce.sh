@@ -33,11 +33,7 @@ lines() {
             case $source-$target in mnistm-usps | mnistm-svhn) seeds="0 1 2" ;; *) seeds=0 ;; esac
             line domains source-$source-$target $dann --mode source --seeds $seeds
             line domains plain-$source-$target $dann --mode dann --recipe plain --seeds $seeds
-            case $source-$target in
-                mnistm-mnist | usps-svhn | svhn-mnistm | svhn-usps)
-                    line domains dann-$source-$target $dann --mode dann --recipe plus --seeds 0 1 ;;
-                *) line domains dann-$source-$target $dann --mode dann --recipe plus --seeds 0 1 2 ;;
-            esac
+            line domains dann-$source-$target $dann --mode dann --recipe plus --seeds 0 1 2
             case $source-$target in  # a target is trained on once
                 mnistm-* | mnist-mnistm) line domains target-$target $dann --mode target --seeds $seeds ;;
             esac
