@@ -25,7 +25,7 @@ lines() {
     line digits diffusion-guided $distill --teacher "$out/weights/diffusion.pt" --guidance 1.75 --steps 300
     line digits diffusion-distilled $distill --teacher "$out/runs/diffusion-guided/last.pt" --chain 8 --steps 400
 
-    local source target dann seeds domains="mnist mnistm usps svhn"
+    local source target part dann seeds domains="mnist mnistm usps svhn"
     for target in $domains; do
         for source in $domains; do
             [[ $source != "$target" ]] || continue
@@ -38,6 +38,10 @@ lines() {
                 mnistm-* | mnist-mnistm) line domains target-$target $dann --mode target --seeds $seeds ;;
             esac
         done
+    done
+    for part in photograph neighbours; do
+        line domains dann-mnistm-svhn-no-$part dann.train --source mnistm --target svhn --sample-every 500 --mode dann \
+            --recipe plus --no-$part --seeds 0
     done
 }
 
