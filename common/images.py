@@ -48,6 +48,12 @@ def save_picture(picture: Image.Image, path: Path, stamp: str | None = None) -> 
         picture.save(temporary, format="PNG", pnginfo=info)
 
 
+def stamp_of(path: Path) -> str | None:
+    """Return the stamp of a picture, or None."""
+    with Image.open(path) as picture:
+        return picture.info.get(STAMP)
+
+
 def save_gif(frames: Sequence[Image.Image], path: Path, frame_ms: int = 100, last_ms: int = 1500) -> None:
     """Write a looping animation atomically; the last frame is shown for `last_ms`."""
     # All frames share one palette, made from a few of them: separate palettes would flicker.

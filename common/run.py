@@ -179,12 +179,12 @@ class Run:
     def _dry_run(self) -> Iterator[int]:
         """Yield a few steps, print what the run will take, and exit."""
         untimed = 1 if self.device.type == "cpu" else WARM_UP + 1  # slower: on a GPU, up to the capture
-        for i in range(1, untimed + DRY_RUN_STEPS + 1):
-            if i == untimed + 1:
+        for i in range(untimed + DRY_RUN_STEPS):
+            if i == untimed:
                 synchronize(self.device)
                 began = time.perf_counter()
             seed_step(self.settings["seed"], i)
-            yield i  # not 0, at which R1 is due
+            yield i
         synchronize(self.device)
         seconds = (time.perf_counter() - began) / DRY_RUN_STEPS
         networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]

@@ -1,18 +1,16 @@
-"""Distil a diffusion model: the same network, with fewer evaluations per image.
+"""Distil a diffusion model: the same network, with fewer evaluations per image and without guidance.
 
-    python -m diffusion.distill --teacher weights/diffusion.pt --out runs/distill
-    python -m diffusion.distill --teacher runs/distill/last.pt --chain 8 --out runs/distill-8
+    python -m diffusion.distill --teacher weights/diffusion.pt --out runs/distill-8
+    python -m diffusion.distill --teacher runs/distill-8/last.pt --out runs/distill-4
 
-The first command is guidance distillation (Meng et al. 2023, arXiv:2210.03142, sec. 3.1, for one guidance scale): the
-student predicts in one evaluation what the guided teacher predicts in two.
+Each command is one stage of progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one DDIM step
+of the student replaces two steps of its teacher, and the student can be the teacher of the next stage. Unlike the
+paper, the first teacher is guided, which its student learns at the same time (Meng et al. 2023, arXiv:2210.03142, do so
+in a stage before), and takes one step of DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1) instead of
+two DDIM steps, because few DDIM steps have a large error.
 
-The second command is one stage of progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one
-DDIM step of the student replaces two evaluations of the teacher. The student can be the teacher of the next stage, with
-half as many steps. Unlike the paper, the first teacher takes one step of DPM-Solver++(2S) (Lu et al. 2022,
-arXiv:2211.01095, algorithm 1) instead of two DDIM steps, because few DDIM steps have a large error.
-
-The student starts from the teacher's weights. Its checkpoint stores the sampler and the number of steps, so
-`diffusion.inference --weights` needs no other flag.
+The student starts from the teacher's weights. Its checkpoint stores the number of steps, so `diffusion.inference
+--weights` needs no other flag. `diffusion.adversarial` goes on to one step.
 """
 
 import argparse
@@ -36,10 +34,12 @@ from common.images import save_picture, to_float
 from common.lr_schedule import lr_at, set_lr
 from common.run import Run
 from diffusion.loss import x0_loss
-from diffusion.pipeline import STANDARD, Pipeline, Setting, load_pipeline, preview
+from diffusion.pipeline import Pipeline, Setting, load_distillable, preview
 from diffusion.samplers import ddim_step, ddim_times
 from diffusion.schedule import NUM_TIMESTEPS
 from diffusion.unet import KIND
+
+GUIDANCE, CHAIN = 1.5, 8  # of the first stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,55 +49,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", metavar="CKPT", type=Path, default=RELEASED / "diffusion.pt",
                         help="the network to distil (default: the released one)")
     parser.add_argument("--guidance", metavar="SCALE", type=cli.non_negative_float,
-                        help=f"guidance scale of the teacher (default: {STANDARD.guidance:g}; 1 if it is distilled)")
+                        help=f"guidance scale of the teacher (default: {GUIDANCE:g}; 1 if it is distilled)")
     parser.add_argument("--chain", metavar="N", type=cli.positive_int,
-                        help="DDIM steps of the student, half the teacher's (default: distil the guidance only)")
+                        help=f"DDIM steps of the student (default: {CHAIN}; half the teacher's if it is distilled)")
     parser.add_argument("--domain", default="mnistm", help="digits to train on")
     parser.add_argument("--lr", type=cli.positive_float, default=3e-4, help="learning rate")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.99,
                         help="decay of the average of the weights, which generates the images")
     args = cli.parse_training_args(parser, argv, lambda args: Path("runs/distill"))
-    if args.chain is not None and args.chain > NUM_TIMESTEPS // 2:
+    if (args.chain or 0) > NUM_TIMESTEPS // 2:
         parser.error(f"--chain: got {args.chain}, expected at most {NUM_TIMESTEPS // 2}, half of the teacher's steps")
     return args
 
 
-def check_teacher(teacher: Pipeline, path: Path, guidance: float, chain: int | None) -> None:
-    """Raise UserError if the teacher cannot be guided or distilled, or its chain is not twice as long."""
+def check_teacher(teacher: Pipeline, path: Path, guidance: float, chain: int) -> None:
+    """Raise UserError if the teacher cannot be guided, or its chain is not twice as long."""
     teacher.check(teacher.setting._replace(guidance=guidance), path)
-    if teacher.prediction == "noise":
-        raise UserError(f"{path} predicts noise, which at high t says too little of x_0: distil a network trained with "
-                        "--prediction velocity")
-    if (steps := teacher.chain) and steps != 2 * (chain or 0):
+    if (steps := teacher.chain) and steps != 2 * chain:
         cure = "which cannot be halved" if steps % 2 else f"got --chain {chain}, expected half of them, {steps // 2}"
         raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)}: {cure}")
-    if chain is None and guidance == 1:
-        raise UserError("with guidance 1 and without --chain, the student would equal its teacher: add --chain N")
 
 
-def chain_times(num_timesteps: int, chain: int | None) -> Tensor:
-    """Return one row of times per step of the student, int64; -1 is the finished image.
+def chain_times(num_timesteps: int, chain: int) -> Tensor:
+    """Return one row of times per step of the student, (chain, 3) int64.
 
-    With a chain, (chain, 3): where a step starts, where the teacher's second evaluation is, and where the step ends.
-    Without, (T, 2): every t, and t - 1.
+    They are where a step starts, where the teacher's second evaluation is, and where the step ends; -1 is the finished
+    image.
     """
-    stride = 1 if chain is None else 2
-    times = ddim_times(num_timesteps, stride * (chain or num_timesteps))
-    return torch.tensor([*times, -1]).unfold(0, stride + 1, stride)
+    return torch.tensor([*ddim_times(num_timesteps, 2 * chain), -1]).unfold(0, 3, 2)
 
 
 @torch.no_grad()
 def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Return the x_0 with which one DDIM step from x_t ends where the teacher's steps end.
 
-    x_t is (B, 3, 28, 28) float32, and labels are (B,) int64 digits. `times` are the two or three columns of
-    `chain_times`, (B,) int64 each; the first is the time of x_t.
+    x_t is (B, 3, 28, 28) float32, and labels are (B,) int64 digits. `times` are the columns of `chain_times`, (B,)
+    int64 each; the first is the time of x_t.
     """
-    schedule, t, end = teacher.schedule, times[0], times[-1]
+    schedule, (t, middle, end) = teacher.schedule, times
     x_0 = teacher.denoise(x_t, t, labels, guidance)
-    if len(times) == 2:
-        return x_0
-    middle = times[1]
     x_middle = ddim_step(schedule, x_t, x_0, t, middle)
     x_0_middle = teacher.denoise(x_middle, middle, labels, guidance)
     if teacher.chain:
@@ -114,7 +104,7 @@ def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Seque
 
 def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, teacher: Pipeline, x_0: Tensor, labels: Tensor, *,
                guidance: float, times: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Take one step of guidance distillation or of Salimans & Ho's algorithm 2, and return 0-d metrics.
+    """Take one step of Salimans & Ho's algorithm 2, and return 0-d metrics.
 
     Args:
         teacher, guidance: the network to distil, and its guidance scale.
@@ -143,9 +133,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
-    teacher = load_pipeline(args.teacher, device)
+    teacher = load_distillable(args.teacher, device)
     if args.guidance is None:
-        args.guidance = teacher.setting.guidance
+        args.guidance = 1.0 if teacher.distilled else GUIDANCE
+    if args.chain is None:
+        args.chain = teacher.chain // 2 or 1 if teacher.distilled else CHAIN
     check_teacher(teacher, args.teacher, args.guidance, args.chain)
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
@@ -158,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     optimizer = capturable(torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
     times = chain_times(teacher.schedule.num_timesteps, args.chain).to(device)
-    setting = Setting("ddim", args.chain, 1.0) if args.chain else STANDARD._replace(guidance=1.0)
+    setting = Setting("ddim", args.chain, 1.0)
 
     run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
               parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,

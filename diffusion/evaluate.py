@@ -11,17 +11,16 @@ them. `--cas` asks whether a classifier can learn from the images (Ravuri & Viny
 """
 
 import argparse
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from common import cli
-from common.data.folder import load_digits, load_folder
+from common.data.folder import load_digits
 from common.errors import UserError
 from common.files import require_new, write_json
-from common.images import DIGIT_SIZE, grid, save_picture
+from common.images import grid, save_picture, stamp_of
 from common.scores import (
     fidelity_and_diversity,
     frechet_distance,
@@ -30,6 +29,7 @@ from common.scores import (
     small_sample_note,
 )
 from diffusion.classifier import classification_accuracy, classify_real, load_or_train, predict
+from diffusion.pipeline import load_generated
 
 ENOUGH_FOR_CAS = 1000  # digits to train on
 MEANING = {"precision": "bad digits lower it", "recall": "missing kinds of digits lower it",
@@ -56,14 +56,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     require_new(True, args.classifier, args.neighbours, args.out)  # a classifier may be stored already
     require_new(args.force, args.neighbours, args.out)
     return args
-
-
-def digits_of(names: list[str]) -> torch.Tensor:
-    """Return the first character of each name as a digit, (N,) int64; UserError for names of another form."""
-    for name in names:
-        if not re.fullmatch(r"[0-9]_[0-9]+\.\w+", name):
-            raise UserError(f"{name}: expected names like 3_042.png, the digit first")
-    return torch.tensor([int(name[0]) for name in names])
 
 
 def variety(features: np.ndarray, labels: np.ndarray) -> dict[int, float]:
@@ -114,20 +106,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
     device, dtype = cli.select_device_and_dtype(args)
-    fake = load_folder(args.folder, DIGIT_SIZE)
-    labels = digits_of(fake.names)
+    fake = load_generated(args.folder)
     real = load_digits(args.data, args.domain, "val")
     train_set = load_digits(args.data, args.domain, "train")
     classifier = load_or_train(args.classifier, args.domain, train_set, device, dtype)
 
     real_features, accuracy = classify_real(classifier, real, device, dtype)
     features, predicted = predict(classifier, fake.images, device, dtype)
-    scores = score(features.numpy(), labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
+    scores = score(features.numpy(), fake.labels.numpy(), predicted.numpy(), real_features.numpy(), real.labels.numpy())
     copies, rows = memorisation(fake.images.numpy(), real.images.numpy(), train_set.images.numpy())
-    scores |= {"kind": "diffusion", "classifier_accuracy_on_val": accuracy, **copies}
+    scores |= {"kind": "diffusion", "made": stamp_of(args.folder / fake.names[0]),
+               "classifier_accuracy_on_val": accuracy, **copies}
     if args.cas:
         print("training two classifiers for --cas", flush=True)
-        scores |= classification_accuracy(fake._replace(labels=labels), train_set, real, device, dtype)
+        scores |= classification_accuracy(fake, train_set, real, device, dtype)
 
     if args.neighbours:
         shown = [image for i, *others in rows.tolist() for image in (fake.images[i], *train_set.images[others])]
@@ -145,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"suspiciously close   {scores['suspicious']:.1%}  (real: 1%)")
     if args.cas:
         print(f"trained on them      {scores['cas']:.2%}  (on as many real digits: {scores['cas_real']:.2%})")
-        if (count := min(len(labels), len(train_set.labels))) < ENOUGH_FOR_CAS:
+        if (count := min(len(fake.labels), len(train_set.labels))) < ENOUGH_FOR_CAS:
             print(f"note: --cas on {count} digits says little: train on at least {ENOUGH_FOR_CAS}")
     for note in small_sample_note(len(fake.images)):
         print(note)

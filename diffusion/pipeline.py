@@ -1,5 +1,6 @@
 """A pipeline: a trained network, its noise schedule, and how it samples by default. All commands that sample use it."""
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.checkpoint import load_into, load_weights
+from common.data.folder import ImageSet, load_folder
 from common.device import Captured, autocast, place, send
 from common.errors import UserError
 from common.images import DIGIT_SIZE, grid, to_uint8
@@ -75,8 +77,8 @@ class Pipeline:
 
     @property
     def chain(self) -> int | None:
-        """The DDIM steps of a network that knows no other times; None for one that was trained at every time."""
-        return self.distilled.steps if self.distilled and self.distilled.sampler == "ddim" else None
+        """The DDIM steps of a distilled network, which knows no other times; None for other networks."""
+        return self.distilled and self.distilled.steps
 
     @property
     def setting(self) -> Setting:
@@ -129,6 +131,15 @@ def load_pipeline(path: Path, device: torch.device) -> Pipeline:
     return Pipeline(place(model, device).eval(), make_schedule(model_args["schedule"]).to(device), model_args)
 
 
+def load_distillable(path: Path, device: torch.device) -> Pipeline:
+    """Load a pipeline to distil from or into; also a UserError if it predicts noise."""
+    pipeline = load_pipeline(path, device)
+    if pipeline.prediction == "noise":
+        raise UserError(f"{path} predicts noise, which at high t says too little of x_0: distil a network trained with "
+                        "--prediction velocity")
+    return pipeline
+
+
 def sample(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[int, int]],
            dtype: torch.dtype) -> Iterator[State]:
     """Sample one image per (digit, number) of `pairs`, and yield every state of the sampler.
@@ -163,6 +174,15 @@ def generate(pipeline: Pipeline, setting: Setting, seed: int, pairs: list[tuple[
         last, = deque(states, maxlen=1)  # a list of all states would fill the memory
         images.append(to_uint8(last.x).cpu())
     return torch.cat(images)
+
+
+def load_generated(folder: Path) -> ImageSet:
+    """Load a folder of generated digits; UserError for names that are not like 3_042.png, the digit first."""
+    images, _, names = load_folder(folder, DIGIT_SIZE)
+    for name in names:
+        if not re.fullmatch(r"[0-9]_[0-9]+\.\w+", name):
+            raise UserError(f"{name}: expected names like 3_042.png, the digit first")
+    return ImageSet(images, torch.tensor([int(name[0]) for name in names]), names)
 
 
 def preview(pipeline: Pipeline, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:

@@ -124,6 +124,19 @@ class ConditionalUNet(nn.Module):
         self.outc = nn.Conv2d(width, 3, kernel_size=1)
         self.label_emb = nn.Embedding(NUM_CLASSES, TIME_DIM)
 
+    def embed(self, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return the embedding of times and labels, (B, 256); the arguments are those of `forward`."""
+        label_emb = self.label_emb(labels)
+        return time_embedding(t) + (label_emb if keep is None else label_emb * keep[:, None])
+
+    def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the maps on the way down, of 28, 14, 7 and 3 pixels per side; the last is that of the bottleneck."""
+        x1 = self.inc(x)
+        x2 = self.sa1(self.down1(x1, emb))
+        x3 = self.sa2(self.down2(x2, emb))
+        x4 = self.sa3(self.down3(x3, emb))
+        return x1, x2, x3, self.bot3(self.bot2(self.bot1(x4)))
+
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the predicted noise or velocity, (B, 3, 28, 28) float32.
 
@@ -132,14 +145,8 @@ class ConditionalUNet(nn.Module):
             labels: (B,) int64 digits.
             keep: (B,) bool, False where the label is dropped, for the unconditional branch; None keeps all labels.
         """
-        label_emb = self.label_emb(labels)
-        emb = time_embedding(t) + (label_emb if keep is None else label_emb * keep[:, None])
-
-        x1 = self.inc(x)
-        x2 = self.sa1(self.down1(x1, emb))
-        x3 = self.sa2(self.down2(x2, emb))
-        x4 = self.sa3(self.down3(x3, emb))
-        x4 = self.bot3(self.bot2(self.bot1(x4)))
+        emb = self.embed(t, labels, keep)
+        x1, x2, x3, x4 = self.encode(x, emb)
         x = self.sa4(self.up1(x4, x3, emb))
         x = self.sa5(self.up2(x, x2, emb))
         x = self.sa6(self.up3(x, x1, emb))

@@ -1,11 +1,10 @@
 """DCGAN (Radford et al. 2016, arXiv:1511.06434) for 64x64 RGB images.
 
 At width 64 the generator has 3,576,704 parameters and the discriminator 2,765,568. Convolutions have no bias: batch
-normalisation, which follows all but the outermost ones, has its own. With spectral normalisation in its place they do.
+normalisation, which follows all but the outermost ones, has its own.
 """
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 
 def init_weights(module: nn.Module) -> None:
@@ -54,17 +53,14 @@ class Discriminator(nn.Module):
 
     Args:
         width: channels of the first map; 64 gives the network of hw2_report.md.
-        spectral_norm: use spectral normalisation on every convolution instead of batch normalisation, as Miyato et
-            al. (2018, arXiv:1802.05957, table 3) do.
     """
 
-    def __init__(self, width: int = 64, spectral_norm: bool = False) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
 
         def block(in_channels: int, out_channels: int) -> list[nn.Module]:
-            convolution = nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=spectral_norm)
-            norm = [] if spectral_norm else [nn.BatchNorm2d(out_channels)]
-            return [convolution, *norm, nn.LeakyReLU(0.2, inplace=True)]
+            return [nn.Conv2d(in_channels, out_channels, 4, 2, 1, bias=False), nn.BatchNorm2d(out_channels),
+                    nn.LeakyReLU(0.2, inplace=True)]
 
         self.main = nn.Sequential(
             nn.Conv2d(3, width, 4, 2, 1, bias=False),
@@ -76,10 +72,6 @@ class Discriminator(nn.Module):
             nn.Sigmoid(),
         )
         self.apply(init_weights)
-        if spectral_norm:  # after the initialisation, which writes the unnormalised weights
-            for module in self.main:
-                if isinstance(module, nn.Conv2d):
-                    parametrizations.spectral_norm(module)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, 3, 64, 64) in [-1, 1] -> (B,) float32 logits."""

@@ -80,11 +80,11 @@ def diagnose(row: dict[str, float]) -> str | None:
     if row["step"] <= QUIET_STEPS:
         return None
     if row["near_duplicates"] > 0.5:
-        return "G has collapsed, most of its faces repeat one another: start again with --r1 0.1 or a lower --g-lr"
+        return "G has collapsed, most of its faces repeat one another: start again with a lower --g-lr"
     if row["d_loss"] < 0.05:
-        return "D recognises nearly every generated face, so G learns little: try a lower --d-lr or --r1 0.1"
+        return "D recognises nearly every generated face, so G learns little: try a lower --d-lr"
     if row["d_real"] - row["d_fake"] < 0.02:
         return "D cannot tell generated faces from real ones, so G learns nothing: try a higher --d-lr"
     if row["d_auc"] > MEMORISED:
-        return "D has memorised the training faces: try --augment, --r1 0.1 or more faces"
+        return "D has memorised the training faces: try --augment or more faces"
     return None

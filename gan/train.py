@@ -7,7 +7,7 @@ the hinge loss. Training differs from the papers: a moving average (EMA) of G ge
 images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, batches
 have 64 faces, and SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment
 --lr-schedule constant --ema-decay 0`, for DCGAN with `--batch-size 128`, for SAGAN with `--batch-size 256 --g-lr 1e-4`
-(two rates: Heusel et al. 2017, arXiv:1706.08500). If D memorises a small training set, try `--r1 0.1` or more faces.
+(two rates: Heusel et al. 2017, arXiv:1706.08500).
 
 The run folder holds last.pt (for resume and inference), samples/ (32 faces, always from the same noise), curves.png and
 metrics.jsonl, which docs/training-logs.md explains.
@@ -31,12 +31,10 @@ from common.lr_schedule import lr_at, set_lr
 from common.randomness import seeded_normal
 from common.run import Run
 from gan.augment import augment, random_flip
-from gan.losses import LOSSES, r1_penalty
+from gan.losses import LOSSES
 from gan.models import MODELS, build_discriminator, build_generator
 from gan.monitor import attention_gammas, diagnose, generate, health, save_preview, watched_faces
 from gan.standing_stats import NUM_IMAGES, recalibrate_bn
-
-R1_EVERY = 16  # steps; the weight is as many times larger (lazy regularisation: Karras et al. 2020, arXiv:1912.04958)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,11 +55,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="of the average of G, per step; 0.995 suits a few thousand steps")
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
                         help="show D changed colours, positions and cut-outs (default: on)")
-    parser.add_argument("--r1", metavar="WEIGHT", type=cli.positive_float,
-                        help="penalise D's gradient at training faces (Mescheder et al. 2018, with weight 10; for "
-                             "DCGAN with batch normalisation 1 is too much: start at 0.1)")
-    parser.add_argument("--spectral-norm", action="store_true",
-                        help="dcgan: spectral instead of batch normalisation in D (Miyato et al. 2018)")
     parser.add_argument("--no-attention", action="store_true", help="sagan: leave out the attention layers")
     args = cli.parse_training_args(parser, argv, lambda args: Path(f"runs/gan-{args.model}"))
     if args.model is None:
@@ -72,15 +65,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, setting, getattr(model, setting))
     if args.width % model.width_multiple:
         parser.error(f"--width: got {args.width}, expected a multiple of {model.width_multiple} for {args.model}")
-    if args.spectral_norm and args.model != "dcgan":
-        parser.error(f"--spectral-norm is for dcgan, got --model {args.model}")
     if args.no_attention and args.model != "sagan":
         parser.error(f"--no-attention is for sagan, got --model {args.model}")
     return args
 
 
 def train_step(generator: nn.Module, discriminator: nn.Module, g_optimizer: torch.optim.Optimizer,
-               d_optimizer: torch.optim.Optimizer, real: Tensor, *, loss: str, augmented: bool, r1: float | None,
+               d_optimizer: torch.optim.Optimizer, real: Tensor, *, loss: str, augmented: bool,
                dtype: torch.dtype) -> dict[str, Tensor]:
     """Update D once, then G once (Goodfellow et al. 2014, algorithm 1 with k = 1); return 0-d metrics.
 
@@ -88,8 +79,7 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_optimizer: torc
         real: (B, 3, 64, 64) float32 in [-1, 1], this process's share of the batch.
         loss: a key of LOSSES.
         augmented: whether D sees augmented images.
-        r1: weight of the R1 penalty, or None for a step without it.
-        dtype: in which the networks run; losses and penalty are float32.
+        dtype: in which the networks run; the losses are float32.
     """
     d_loss_of, g_loss_of = LOSSES[loss]
     view = augment if augmented else nn.Identity()
@@ -100,13 +90,9 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_optimizer: torc
         fake = generator(z)
         real_logits = discriminator(view(random_flip(real)))
         fake_logits = discriminator(view(fake.detach()))
-    d_loss = d_total = d_loss_of(real_logits, fake_logits)  # eq. 1, or the hinge
-    metrics = {"d_loss": d_loss}
-    if r1:
-        metrics["r1"] = r1_penalty(lambda x: discriminator(view(random_flip(x))), real)
-        d_total = d_loss + R1_EVERY * r1 * metrics["r1"]
+    d_loss = d_loss_of(real_logits, fake_logits)  # eq. 1, or the hinge
     d_optimizer.zero_grad(set_to_none=True)
-    d_total.backward()
+    d_loss.backward()
     average_gradients(discriminator)
     d_optimizer.step()
 
@@ -118,7 +104,8 @@ def train_step(generator: nn.Module, discriminator: nn.Module, g_optimizer: torc
     average_gradients(generator)
     g_optimizer.step()
     average_buffers(generator, discriminator)
-    metrics |= {"g_loss": g_loss, "d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+    metrics = {"d_loss": d_loss, "g_loss": g_loss,
+               "d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
     return {name: value.detach() for name, value in metrics.items()} | attention_gammas(generator, discriminator)
 
 
@@ -136,8 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     model, images = MODELS[args.model], train_faces.to(device)
     model_args = {"model": args.model, "width": args.width} | ({"attention": False} if args.no_attention else {})
-    d_args = model_args | ({"spectral_norm": True} if args.spectral_norm else {})
-    generator, discriminator = place(build_generator(model_args), device), place(build_discriminator(d_args), device)
+    generator, discriminator = (place(build(model_args), device) for build in (build_generator, build_discriminator))
     g_ema = EMA(generator, args.ema_decay)
     g_optimizer, d_optimizer = (
         capturable(torch.optim.Adam(network.parameters(), lr=lr, betas=model.betas, fused=True))
@@ -151,15 +137,15 @@ def main(argv: list[str] | None = None) -> int:
               inputs={"data": fingerprint(*sets)})
     recalibrate = partial(recalibrate_bn, g_ema.module, generator, fixed_z, dtype)
 
-    def step_on(index: Tensor, r1: float | None) -> dict[str, Tensor]:
+    def step_on(index: Tensor) -> dict[str, Tensor]:
         return train_step(generator, discriminator, g_optimizer, d_optimizer, to_float(images[index]), loss=args.loss,
-                          augmented=args.augment, r1=r1, dtype=dtype)
+                          augmented=args.augment, dtype=dtype)
 
     captured = Captured(step_on, device)
     for step in run.steps(diagnose, before_save=recalibrate):
         set_lr(g_optimizer, lr_at(args.g_lr, args.lr_schedule, step, args.steps))
         set_lr(d_optimizer, lr_at(args.d_lr, args.lr_schedule, step, args.steps))
-        metrics = captured(shard(batches.next()), r1=args.r1 if step % R1_EVERY == 0 else None)
+        metrics = captured(shard(batches.next()))
         g_ema.update(generator)
         log, sample = run.due(args.log_every), run.due(args.sample_every)
         if log or sample:  # at other steps nothing uses the average

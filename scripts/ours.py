@@ -66,13 +66,13 @@ def gan_training(data: Data, device: torch.device, batch_size: int, dtype: torch
     lrs = args.g_lr, args.d_lr
     optimizers = [capturable(torch.optim.Adam(network.parameters(), lr=lr, betas=MODELS["dcgan"].betas, fused=True))
                   for network, lr in zip((generator, discriminator), lrs, strict=True)]
-    captured = Captured(lambda index, r1: gan_train.train_step(
-        generator, discriminator, *optimizers, to_float(images[index]), loss=args.loss, augmented=args.augment, r1=r1,
+    captured = Captured(lambda index: gan_train.train_step(
+        generator, discriminator, *optimizers, to_float(images[index]), loss=args.loss, augmented=args.augment,
         dtype=dtype), device)
     for step in steps():
         for optimizer, lr in zip(optimizers, lrs, strict=True):
             set_lr(optimizer, lr_at(lr, args.lr_schedule, step, args.steps))
-        log.add(captured(batches.next(), r1=None))
+        log.add(captured(batches.next()))
         ema.update(generator)
         yield batch_size
 

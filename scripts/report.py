@@ -13,7 +13,7 @@ A template is the document with fields in braces; a colon starts Python's format
     {network.NAME.PART}     a network of weights/NAME.pt, printed; PART is one of NETWORKS
     {table.NAME}            one of TABLES, or a table of report/tables.json, which names the results in its rows
 
-A brace of the text itself is written twice. The results come from the evaluate, compare and benchmark commands.
+A brace of the text itself is written twice. The results come from the evaluate and benchmark commands.
 report/figures.json has for each picture the commands that draw it and the SHA-256 of the picture and of the weights
 or results it shows, so --check compares without drawing. Pictures of real images need --data, those by t-SNE also the
 runs of `bash scripts/train_dann.sh --seeds 0`, without and with `--target svhn`; otherwise they are left as they are.
@@ -42,7 +42,6 @@ from common.tables import markdown
 from dann import evaluate as dann_evaluate
 from dann import tsne, validate
 from dann.networks import DANN
-from diffusion import compare
 from diffusion import evaluate as diffusion_evaluate
 from diffusion import inference as diffusion_inference
 from diffusion.pipeline import DISTILLED
@@ -59,14 +58,16 @@ MANIFEST, FIGURES = "weights/manifest.json", "report/figures.json"
 COMMANDS = {"gan.inference": gan_inference, "gan.evaluate": gan_evaluate, "diffusion.inference": diffusion_inference,
             "diffusion.evaluate": diffusion_evaluate, "dann.tsne": tsne}
 
-# Results of released weights: their scores, which the manifest has too, and what diffusion.compare measured.
+# Results of released weights: their scores, which the manifest has too, and the tables of what one network generates.
 SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teacher", DISTILLED: "digits"}
-COMPARISONS = {"samplers": "diffusion.pt", "full-chain": "diffusion.pt", "full-chain-distilled": DISTILLED,
-               "distilled": DISTILLED}
+BY_ONE_NETWORK = {"samplers": "diffusion.pt"}
 CELLS = ("dann",)  # results of dann.evaluate
 OPTIONAL_FACE_SCORES = {  # key -> title and format
     "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
     "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
+DIGIT_SCORES = {
+    "accuracy": ("accuracy", ".1%"), "frechet": ("Frechet distance", ".2f"), "precision": ("precision", ".2f"),
+    "recall": ("recall", ".2f"), "coverage": ("coverage", ".2f"), "variety": ("variety", ".2f")}
 NETWORKS: dict[str, Callable[[dict], nn.Module]] = {  # built from model_args
     "generator": build_generator, "discriminator": build_discriminator,
     "unet": lambda model_args: ConditionalUNet(model_args["width"]), "dann": lambda model_args: DANN()}
@@ -101,17 +102,20 @@ def faces_table(rows: dict[str, dict]) -> str:
                              line("real against real", first, "_real")])
 
 
-def digits_table(column: str, rows: dict[str, dict]) -> str:
-    """Return comparisons of several networks as Markdown; `column` is the title of the first column."""
-    lines = []
-    for title, comparison in rows.items():
-        head, rule, *body = compare.to_markdown(comparison["rows"]).splitlines()
-        lines += [f"| {title} {row}" for row in body]
-    return "\n".join([f"| {column} {head}", f"| --- {rule}", *lines])
+def digits_table(rows: dict[str, dict]) -> str:
+    """Return scores by diffusion.evaluate as Markdown, one row per title."""
+    first = next(iter(rows.values()))
+    if any(first[key] != row[key] for row in rows.values() for key in ("images", "frechet_real")):
+        raise ValueError("the rows were not measured against the same digits")
+    columns = {key: about for key, about in DIGIT_SCORES.items() if all(key in row for row in rows.values())}
+    real = {key: first[f"{key}_real"] for key in columns if f"{key}_real" in first} | {
+        "accuracy": first["classifier_accuracy_on_val"], "variety": 1}
+    return markdown([f"{first['images']} digits", *(title for title, _ in columns.values())],
+                    [[title, *(format(row[key], form) for key, (_, form) in columns.items())]
+                     for title, row in (rows | {"real digits": real}).items()])
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "samplers": lambda: compare.to_markdown(result("samplers")["rows"]),
     "speed": lambda: benchmark.speed_table(result("benchmark"), result("benchmark-gpu")),
     "dann": lambda: dann_evaluate.map_table(result("dann")),
     "dann-parts": lambda: dann_evaluate.to_markdown(result("dann-parts"), ("test",)),
@@ -124,7 +128,7 @@ def table(name: str) -> str:
         return TABLES[name]().rstrip()
     about = result("tables")[name]
     rows = {title: result(source) for title, source in about["rows"].items()}
-    return digits_table(about["column"], rows) if "column" in about else faces_table(rows).rstrip()
+    return (digits_table if "frechet" in next(iter(rows.values())) else faces_table)(rows).rstrip()
 
 
 def network(name: str, part: str) -> str:
@@ -192,7 +196,6 @@ def draw_strip(path: Path) -> None:
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {  # pictures made from files of report/, without a command
-    "full-chain.png": lambda path: compare.plot(result("full-chain")["rows"], path),
     "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path),
     "dann-map.png": lambda path: dann_evaluate.draw_map(result("dann"), path), "strip.png": draw_strip}
 
@@ -249,11 +252,13 @@ def stale_figures() -> list[str]:
 def foreign_results() -> list[str]:
     """Return one line for each result that was measured on other weights than the released ones."""
     manifest = read_json(MANIFEST)
-    scores = [f"report/{name}.json: not the scores that {MANIFEST} has for {weights}: run its evaluate command again"
-              for weights, name in SCORES.items() if result(name) != manifest[weights]["scores"]]
-    return scores + [f"report/{name}.json: measured with other weights than {weights}: run diffusion.compare again"
-                     for name, weights in COMPARISONS.items()
-                     if result(name)["about"]["weights"] != manifest[weights]["sha256"]]
+    lines = [f"report/{name}.json: not the scores that {MANIFEST} has for {weights}: run its evaluate command again"
+             for weights, name in SCORES.items() if result(name) != manifest[weights]["scores"]]
+    for name, weights in BY_ONE_NETWORK.items():
+        made_by = f"diffusion weights={manifest[weights]['sha256'][:16]} "
+        lines += [f"report/{row}.json: measured with other weights than {weights}: generate and evaluate its row again"
+                  for row in result("tables")[name]["rows"].values() if not result(row)["made"].startswith(made_by)]
+    return lines
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -8,14 +8,15 @@ import pytest
 from common import cli
 from common.errors import UserError
 from dann import train as dann_train
-from diffusion import distill
+from diffusion import adversarial, distill
 from diffusion import train as diffusion_train
 from gan import train as gan_train
 
 SHARED = "--data mine --steps 7 --batch-size 4 --seed 5 --precision bf16 --log-every 3 --sample-every 2 --save-every 9"
 TRAINERS = {  # each with flags other than their defaults
-    "gan.train": (gan_train.parse_args, "--model sagan --width 32 --g-lr 3e-4 --no-augment --r1 0.5 --no-attention"),
+    "gan.train": (gan_train.parse_args, "--model sagan --width 32 --g-lr 3e-4 --no-augment --no-attention"),
     "diffusion.train": (diffusion_train.parse_args, "--width 8 --lr 1e-3 --no-min-snr --prediction noise --init a.pt"),
+    "diffusion.adversarial": (adversarial.parse_args, "--student s.pt --teacher t.pt --generated a --chain 2"),
     "diffusion.distill": (distill.parse_args, "--teacher t.pt --chain 4 --guidance 1.5 --lr-schedule constant"),
     "dann.train": (dann_train.parse_args, "--target svhn --lr 0.1 --no-geometry --alignment --dropout 0.3"),
 }
@@ -83,8 +84,8 @@ def test_another_model_or_recipe_brings_its_own_defaults():
     write("gan.train")
     same = parse("gan.train", "--config old --model sagan")
     other = parse("gan.train", "--config old --model dcgan")
-    assert (same.loss, same.g_lr, same.d_lr, same.r1, same.width) == ("hinge", 3e-4, 4e-4, 0.5, 32)
-    assert (other.loss, other.g_lr, other.d_lr, other.r1, other.width) == ("non-saturating", 2e-4, 2e-4, None, 32)
+    assert (same.loss, same.g_lr, same.d_lr, same.width) == ("hinge", 3e-4, 4e-4, 32)
+    assert (other.loss, other.g_lr, other.d_lr, other.width) == ("non-saturating", 2e-4, 2e-4, 32)
     assert (other.data, other.seed) == ("mine", 5)
 
     write("dann.train")

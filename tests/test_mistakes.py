@@ -46,10 +46,9 @@ COMMANDS = {  # each works as it stands
     "gan.evaluate": "faces --reference hw2_data/face/val",
     "diffusion.train": f"--data hw2_data --width 4 {TRAIN}",
     "diffusion.distill": f"--teacher diffusion.pt --data hw2_data {TRAIN}",
+    "diffusion.adversarial": f"--student diffusion.pt --teacher diffusion.pt --data hw2_data {TRAIN}",
     "diffusion.inference": "out --weights diffusion.pt --per-digit 1 --steps 1 --device cpu",
     "diffusion.evaluate": "digits --data hw2_data --classifier classifier.pt --device cpu",
-    "diffusion.compare": "ddim:1:1 --data hw2_data --weights diffusion.pt --per-digit 1 --out samplers.json "
-                         "--device cpu",
     "dann.train": f"--data hw2_data {TRAIN}",
     "dann.inference": "usps out.csv --weights dann.pt --device cpu",
     "dann.evaluate": "run-a run-b --out table.md",
@@ -255,7 +254,7 @@ CASES = [
         ("resume-another-kind", rewrite("gan.pt", kind="else"), "--resume gan.pt", "got a checkpoint of else"),
     )],
     *[(f"config-{what}", module, change, flags, said)
-      for module in ("gan.train", "diffusion.train", "diffusion.distill", "dann.train")
+      for module in ("gan.train", "diffusion.train", "diffusion.distill", "diffusion.adversarial", "dann.train")
       for what, change, flags, said in (
         ("missing", nothing, "--config nowhere", "cannot read nowhere (No such file"),
         ("empty-name", nothing, "--config=", "--config: got an empty name"),
@@ -276,11 +275,11 @@ CASES = [
     ("faces-empty", "gan.train", empty("hw2_data/face/train"), "", "holds no images"),
     ("faces-no-val", "gan.train", remove("hw2_data/face/val"), "", "hw2_data has no face/val"),
     ("faces-one-val", "gan.train", one_val_face, "", "1 validation faces, expected at least 2"),
-    ("spectral-norm-sagan", "gan.train", nothing, "--model sagan --spectral-norm", "--spectral-norm is for dcgan"),
     ("no-attention-dcgan", "gan.train", nothing, "--no-attention", "--no-attention is for sagan"),
-    ("r1-0", "gan.train", nothing, "--r1 0", "--r1"),
     ("width-gan", "gan.train", nothing, "--model sagan --width 9", "--width"),
     ("width-diffusion", "diffusion.train", nothing, "--width 6", "--width"),
+    ("generated-missing", "diffusion.adversarial", nothing, "--generated nowhere", "no folder nowhere"),
+    ("generated-name", "diffusion.adversarial", put("digits/three.png", png()), "--generated digits", "three.png"),
     ("lr-nan", "diffusion.train", nothing, "--lr nan", "--lr"),
     ("domain-unknown", "diffusion.train", nothing, "--domain emnist", "emnist"),
     ("init-other-prediction", "diffusion.train", nothing, "--init diffusion.pt --prediction noise", "--prediction"),
@@ -350,7 +349,6 @@ CASES = [
     *[(f"keeps-{name}", module, put(name, "mine"), flags, f"{name} exists already") for module, flags, name in (
         *[(f"{task}.evaluate", f"--{flag} {name}", name) for task in ("gan", "diffusion")
           for flag, name in (("out", "scores.json"), ("neighbours", "near.png"))],
-        ("diffusion.compare", "", "samplers.md"), ("diffusion.compare", "", "samplers.png"),
         ("dann.evaluate", "", "table.md"), ("dann.evaluate", "", "table.json"), ("dann.tsne", "", "tsne.png"),
         ("common.compare", "", "curves.png"))],
     ("one-file-for-two", "gan.evaluate", nothing, "--out a.png --neighbours a.png", "a.png is named for two"),
@@ -359,10 +357,6 @@ CASES = [
     ("digits-missing", "diffusion.evaluate", remove("digits"), "", "no folder digits"),
     ("digits-name", "diffusion.evaluate", put("digits/three.png", png()), "", "three.png"),
     ("classifier-foreign", "diffusion.evaluate", put("classifier.pt", "text"), "", "classifier.pt is not a checkpoint"),
-    *[(f"comparison-{what}", "diffusion.compare", put("samplers.json", text), "", f"samplers.json{said}")
-      for what, text, said in (("damaged", "{", " (damaged): expected a comparison of samplers"),
-                               ("foreign", "{}", " is not a comparison of samplers"),
-                               ("other", '{"about": {}, "rows": []}', " was made with weights None"))],
     ("run-unfinished", "dann.evaluate", remove("run-b/result.json"), "", "cannot read run-b/result.json (No such"),
     ("result-damaged", "dann.evaluate", put("run-b/result.json", "{"), "", "run-b/result.json (damaged)"),
     ("result-foreign", "dann.evaluate", put("run-b/result.json", "[]"), "", "run-b/result.json (damaged)"),

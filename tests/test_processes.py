@@ -156,9 +156,9 @@ def test_a_signal_to_one_stops_all_after_one_step_and_one_goes_on_alone(start, o
     assert_equal_but_for_rounding(out, one)
 
 
-@pytest.mark.parametrize("task, more", [("gan", "--r1 10"), ("dann", "")])
-def test_gan_and_dann_stay_in_step(task, more, start, tmp_path):
-    flags = f"{FLAGS[task]} {SMALL} {more} --steps 6 --out"
+@pytest.mark.parametrize("task", ["gan", "dann"])
+def test_gan_and_dann_stay_in_step(task, start, tmp_path):
+    flags = f"{FLAGS[task]} {SMALL} --steps 6 --out"
     job = start(f"{task}.train", f"{flags} {tmp_path / 'run'}", 2)
     assert job.finish() == [0, 0], job.said()  # every checkpoint compares the processes
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

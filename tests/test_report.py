@@ -13,7 +13,6 @@ from common.files import write_json
 from dann import evaluate as dann_evaluate
 from dann import tsne, validate
 from dann.scoring import read_result
-from diffusion import compare
 from diffusion.pipeline import DISTILLED
 from scripts import benchmark, report
 
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.slow
 TEMPLATE = """\
 Sure of {digits.accuracy:.1%},
 and trained for {training.dcgan}. {{braces}}
-{table.samplers}
+{table.distillation}
 {network.dann-mnistm-usps.dann}
 """
 
@@ -45,8 +44,7 @@ def test_links_lead_to_files_and_no_field_is_left(name):
 
 
 def test_tables_beside_the_json_files_are_up_to_date():
-    for name, table in (("samplers", compare.to_markdown(report.result("samplers")["rows"])),
-                        *((name, benchmark.report(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
+    for name, table in (*((name, benchmark.report(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
                         *((name, dann_evaluate.to_markdown(report.result(name))) for name in ("dann", "dann-parts")),
                         ("validators", validate.to_markdown(report.result("validators")))):
         assert (report.PROJECT / "report" / f"{name}.md").read_text() == table
@@ -159,7 +157,7 @@ def test_fields_are_filled_in(project, capsys):
     entry, accuracy = report.read_json(report.MANIFEST)["dcgan.pt"], report.result("digits")["accuracy"]
     assert text.startswith(f"Sure of {accuracy:.1%},\n")
     assert f"for {entry['step']:,} steps of batch {entry['args']['batch_size']} (" in text and ". {braces}\n" in text
-    assert (project / "report" / "samplers.md").read_text() in text
+    assert f"| {accuracy:.1%} | {report.result('digits')['frechet']:.2f} | " in text
     assert "\n```\nDANN(\n  (feature): Sequential(\n" in text and text.endswith(")\n```\n")
     assert check(project, capsys) == []
 
@@ -182,10 +180,10 @@ def test_a_new_result_makes_its_document_stale(project, capsys):
 
 def test_results_of_other_weights_are_named(project, capsys):
     change(project, "report/sagan.json", ["one_face"], 1.0)
-    change(project, "report/samplers.json", ["about", "weights"], "0")
+    change(project, "report/samplers-10-2.json", ["made"], "diffusion weights=0 seed=0")
     scores, samplers = check(project, capsys)
     assert scores.startswith("error: report/sagan.json: not the scores that weights/manifest.json has for sagan.pt: ")
-    assert samplers.startswith("error: report/samplers.json: measured with other weights than diffusion.pt: ")
+    assert samplers.startswith("error: report/samplers-10-2.json: measured with other weights than diffusion.pt: ")
     assert report.main([]) == 2  # drawing does not help
 
 
@@ -229,7 +227,7 @@ def test_a_picture_of_real_images_that_are_missing_is_left(project, capsys, monk
     ("{\n}", r"a\.template\.md, line 2: .* write a brace of the text twice"),
     ("{}", r"a\.template\.md, line 2: {}: no such value"),
     ("{digits}", r"line 2: {digits}: no such value \(TypeError\('dict, expected a number or a text'\)\)"),
-    ("{full-chain.rows}", r"line 2: {full-chain\.rows}: no such value \(TypeError"),
+    ("{dann-parts}", r"line 2: {dann-parts}: no such value \(TypeError"),
     ("{nothing.a}", r"line 2: {nothing\.a}: no such value \(TypeError\('NoneType, expected"),
     ("{tabel.samplers}", r"{tabel\.samplers}: no such value \(FileNotFoundError"),
     ("{table.sampler}", r"{table\.sampler}: no such value \(KeyError\('sampler'\)\)"),

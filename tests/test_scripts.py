@@ -123,7 +123,7 @@ def test_arguments_are_passed_on_as_they_are(recorded, tmp_path, name, expected)
 
 
 @pytest.mark.parametrize(("name", "flag"), [
-    *(("train_gan.sh", flag) for flag in ("--out X", "--out=X", "--model sagan", "--spectral-norm", "--no-attention",
+    *(("train_gan.sh", flag) for flag in ("--out X", "--out=X", "--model sagan", "--no-attention",
                                           "--resume x.pt", "--resume=auto.pt")),
     *(("train_dann.sh", flag) for flag in ("--out X", "--mode dann", "--recipe=plus", "--no-adversary", "--no-teacher",
                                            "--resume x.pt"))])

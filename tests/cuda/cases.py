@@ -2,11 +2,10 @@
 
 CASES = {
     "dcgan": ("gan.train", "--model dcgan --width {width}"),
-    "penalty": ("gan.train", "--model dcgan --width {width} --r1 0.1 --spectral-norm"),
     "sagan": ("gan.train", "--model sagan --width {width}"),
     "diffusion": ("diffusion.train", "--width {width} --warmup 1"),
-    "guidance": ("diffusion.distill", "--teacher {teacher} --guidance 2"),
-    "chain": ("diffusion.distill", "--teacher {teacher} --guidance 2 --chain 4"),
+    "chain": ("diffusion.distill", "--teacher {teacher}"),
+    "adversarial": ("diffusion.adversarial", "--student {teacher} --teacher {teacher}"),
     "plain": ("dann.train", "--source mnist --target usps --recipe plain"),
     "plus": ("dann.train", "--source mnist --target usps --recipe plus --target-only 0.5"),
 }

@@ -135,7 +135,7 @@ def test_later_calls_overwrite_what_a_replay_returned(device):
 
 
 def test_gradients_of_an_eager_step_between_replays_are_not_mixed_up(device):
-    """As R1's lazy step does: its first three steps are eager, while the other graph is replayed."""
+    """As the last part of recipe plus: its first steps are eager, after the other graph was replayed."""
     model = nn.Linear(4, 1).to(device)
     sums = []
 

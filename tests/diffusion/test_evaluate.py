@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.data.folder import ImageSet, load_digits
 from common.errors import UserError
+from common.images import save_picture
 from common.scores import SHOWN
 from diffusion import classifier, evaluate
 
@@ -184,11 +185,12 @@ def test_command_prints_and_stores_the_scores(untrained, digits_dir, tmp_path, c
     folder = tmp_path / "generated"
     folder.mkdir()
     for digit in range(10):
-        Image.new("RGB", (28, 28), (20 * digit, 0, 0)).save(folder / f"{digit}_001.png")
+        save_picture(Image.new("RGB", (28, 28), (20 * digit, 0, 0)), folder / f"{digit}_001.png", "seed=0")
     command = [str(folder), "--data", str(digits_dir), "--classifier", str(tmp_path / "classifier.pt"),
                "--out", str(tmp_path / "scores.json")]
     assert evaluate.main(command) == 0
     scores, out = json.loads((tmp_path / "scores.json").read_text()), capsys.readouterr().out
+    assert scores["made"] == "seed=0"  # the stamp of the images
     for name in ("precision", "recall", "density", "coverage"):
         assert f"{name:20} {scores[name]:.2f}  (real against real: {scores[f'{name}_real']:.2f}; " in out
     assert not asked and "cas" not in scores and "trained on them" not in out

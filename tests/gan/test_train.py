@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.checkpoint import load_weights
 from common.errors import UserError
@@ -25,9 +24,9 @@ def checkpoint(run):
     return torch.load(run / "last.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("augmented, r1_weight", [(True, None), (False, None), (True, 5.0)])
+@pytest.mark.parametrize("augmented", [True, False])
 @pytest.mark.parametrize("model", MODELS)
-def test_two_steps_replayed_by_hand(model, augmented, r1_weight):
+def test_two_steps_replayed_by_hand(model, augmented):
     torch.manual_seed(0)
     generator = build_generator({"model": model, "width": 8})
     discriminator = build_discriminator({"model": model, "width": 8})
@@ -46,7 +45,7 @@ def test_two_steps_replayed_by_hand(model, augmented, r1_weight):
         real = torch.rand(4, 3, 64, 64) * 2 - 1
         torch.manual_seed(n)
         metrics = train_step(generator, discriminator, *optimizers, real, loss=MODELS[model].loss, augmented=augmented,
-                             r1=None if n else r1_weight, dtype=torch.float32)
+                             dtype=torch.float32)
 
         torch.manual_seed(n)
         fake = G(torch.randn(4, 100 if model == "dcgan" else 128))
@@ -56,17 +55,8 @@ def test_two_steps_replayed_by_hand(model, augmented, r1_weight):
             d_loss = bce(real_logits, torch.ones(4)) + bce(fake_logits, torch.zeros(4))
         else:
             d_loss = (1 - real_logits).clamp(min=0).mean() + (1 + fake_logits).clamp(min=0).mean()
-        penalty = torch.zeros(())
-        assert ("r1" in metrics) == (r1_weight is not None and n == 0)
-        if "r1" in metrics:
-            x = real.clone().requires_grad_()
-            with sdpa_kernel(SDPBackend.MATH):
-                (gradient,) = torch.autograd.grad(D(view(random_flip(x))).sum(), x, create_graph=True)
-            r1 = gradient.square().sum() / (2 * 4)
-            assert metrics["r1"].item() == pytest.approx(r1.item(), rel=1e-4)
-            penalty = 16 * 5 * r1
         D.zero_grad()
-        (d_loss + penalty).backward()
+        d_loss.backward()
         d_sgd.step()
         logits = D(view(fake))
         g_loss = bce(logits, torch.ones(4)) if model == "dcgan" else -logits.mean()
@@ -84,11 +74,6 @@ def test_two_steps_replayed_by_hand(model, augmented, r1_weight):
         gammas.append({name: layer.gamma.detach()[0].clone() for name, layer in layers.items()})
     # Compared only now: a metric must not change together with the weight that it was read from.
     torch.testing.assert_close(reported, gammas, rtol=1e-4, atol=1e-7)
-
-
-def test_r1_is_due_at_every_sixteenth_step(run_gan, tmp_path):
-    run = run_gan(tmp_path / "run", "dcgan", 18, "--r1", "1")
-    assert [row["step"] for row in read_metrics(run) if "r1" in row] == [1, 17]
 
 
 def test_run_folder(trained):
@@ -152,21 +137,14 @@ def test_inference_knows_of_a_network_without_attention(run_gan, tmp_path):
     assert inference([str(tmp_path / "out"), "--model", "sagan", "--weights", str(run / "last.pt"), "--n", "2"]) == 0
 
 
-def test_spectral_norm_is_in_d_alone_and_does_not_matter_to_inference(run_gan, tmp_path):
-    content = checkpoint(run_gan(tmp_path / "run", "dcgan", 1, "--spectral-norm"))
-    assert content["model_args"] == {"model": "dcgan", "width": 8}
-    assert "main.2.parametrizations.weight.original" in content["parts"]["discriminator"]
-    assert not [name for name in content["weights"] if "parametrizations" in name]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_bf16_trains_and_keeps_r1_in_float32(model, run_gan, tmp_path):
-    exact, run = (run_gan(tmp_path / precision, model, 1, "--r1", "10", "--precision", precision)
+def test_bf16_trains(model, run_gan, tmp_path):
+    exact, run = (run_gan(tmp_path / precision, model, 1, "--precision", precision)
                   for precision in ("fp32", "bf16"))
     assert all(value.isfinite().all() for value in checkpoint(run)["weights"].values())
     (exact,), (row,) = read_metrics(exact), read_metrics(run)
-    assert row["r1"] == pytest.approx(exact["r1"], rel=1e-4) and row["d_loss"] != exact["d_loss"]
+    assert row["d_loss"] == pytest.approx(exact["d_loss"], rel=0.05) and row["d_loss"] != exact["d_loss"]
 
 
 def test_defaults_of_each_model_and_overrides():
