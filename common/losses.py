@@ -1,4 +1,4 @@
-"""The hinge loss of GANs (Miyato et al. 2018, arXiv:1802.05957), of logits, in float32.
+"""The hinge loss of GANs (Miyato et al. 2018, arXiv:1802.05957), on float32 logits.
 
 D and G each minimise their own loss, so signs differ from papers that maximise.
 """

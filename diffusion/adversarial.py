@@ -4,16 +4,15 @@
     python -m diffusion.adversarial --student runs/distill-2/last.pt --generated runs/generated
 
 This is latent adversarial diffusion distillation (Sauer et al. 2024, arXiv:2403.12015), on pixels: D is small heads on
-the maps of the teacher's encoder, which stays as it is and sees images with noise of many levels. Half of what D takes
-for real are images by a slower student, which are easier to read than training digits. Unlike the paper, D and G are
-updated at once, from the same images. G needs a far lower learning rate than D: at 5e-5 it collapses.
+the maps of the teacher's encoder, which stays as it is and sees images with noise of many levels. With --generated,
+half of what D takes for real are images by a slower student, which are easier to read than training digits. Unlike in
+the paper, D and G are updated at once, from the same images. G needs a far lower learning rate than D: at 5e-5 it
+collapses.
 """
 
 import argparse
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,15 +25,16 @@ from common.data.folder import ImageSet, fingerprint, load_digits
 from common.device import Captured, autocast, capturable, place
 from common.distributed import average_gradients, init_process_group, rank, rank_zero_first, shard
 from common.ema import EMA
+from common.errors import UserError
 from common.images import save_picture, to_float
 from common.losses import hinge_d, hinge_g
 from common.lr_schedule import lr_at, set_lr
 from common.run import Run
 from diffusion.pipeline import Pipeline, Setting, load_distillable, load_generated, load_pipeline, preview
-from diffusion.samplers import ddim_step, ddim_times
 from diffusion.unet import KIND, NUM_CLASSES
 
-MAX_T = 600  # of 1000: the noise that D's inputs have is below it
+SETTING = Setting("ddim", 1, 1.0)  # of the result
+MAX_T = 600  # D sees images at random times below it, of 1000
 WARMUP = 150  # steps in which G's learning rate rises, so that D learns first
 HEAD_WIDTH, GROUPS = 128, 8  # channels of a head, and their groups of GroupNorm
 
@@ -65,16 +65,6 @@ class Heads(nn.Module):
         return logits
 
 
-def draw(student: Pipeline, chain: int, noise: Tensor, labels: Tensor) -> Tensor:
-    """Return the images of DDIM in `chain` steps from noise, like noise; gradients are those of the last step."""
-    x, schedule = noise, student.schedule
-    *earlier, last = (torch.full_like(labels, t) for t in ddim_times(schedule.num_timesteps, chain))
-    with torch.no_grad():
-        for t, end in pairwise([*earlier, last]):
-            x = ddim_step(schedule, x, student.denoise(x, t, labels, 1.0), t, end)
-    return student.denoise(x, last, labels, 1.0)
-
-
 def mixed(real: ImageSet, generated: ImageSet) -> ImageSet:
     """Return the generated images and as many real ones, chosen at random; fewer, if there are fewer."""
     real = real.sample(len(generated.images))
@@ -83,12 +73,12 @@ def mixed(real: ImageSet, generated: ImageSet) -> ImageSet:
 
 
 def train_step(student: Pipeline, optimizer: torch.optim.Optimizer, teacher: Pipeline, heads: Heads,
-               d_optimizer: torch.optim.Optimizer, real: Tensor, labels: Tensor, *, chain: int,
+               d_optimizer: torch.optim.Optimizer, real: Tensor, labels: Tensor, *,
                dtype: torch.dtype) -> dict[str, Tensor]:
     """Update D and G once, from the same images, and return 0-d metrics.
 
     Args:
-        student, chain: G, and its number of steps.
+        student: G, which starts from noise at the last time.
         teacher, heads: D, of which only the heads learn.
         real, labels: this process's share of the batch: (B, 3, 28, 28) float32 in [-1, 1], and (B,) int64 digits.
         dtype: in which the networks run.
@@ -101,7 +91,8 @@ def train_step(student: Pipeline, optimizer: torch.optim.Optimizer, teacher: Pip
     with autocast(real.device, dtype):
         with torch.no_grad():
             real_maps = maps(real)
-        fake = draw(student, chain, torch.randn_like(real), labels)
+        last = torch.full_like(labels, student.schedule.num_timesteps - 1)
+        fake = student.denoise(torch.randn_like(real), last, labels, 1.0)
         real_logits, fake_logits = heads(real_maps, labels), heads(maps(fake), labels)
     d_loss = torch.stack([hinge_d(*logits) for logits in zip(real_logits, fake_logits, strict=True)]).mean()
     g_loss = torch.stack([hinge_g(logits) for logits in fake_logits]).mean()
@@ -121,17 +112,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.Parser(__doc__)
     cli.add_training_flags(parser, steps=1400, batch_size=64, lr_schedule="linear-half")
-    parser.add_argument("--student", metavar="CKPT", type=Path, default=Path("runs/distill/last.pt"),
+    parser.add_argument("--student", metavar="CKPT", type=Path, default=Path("runs/distill-2/last.pt"),
                         help="the network to tune (default: %(default)s)")
     parser.add_argument("--teacher", metavar="CKPT", type=Path, default=RELEASED / "diffusion.pt",
                         help="the network whose encoder D uses (default: the released one)")
-    parser.add_argument("--chain", metavar="N", type=cli.positive_int, default=1, help="DDIM steps of the result")
     parser.add_argument("--generated", metavar="DIR", type=Path,
                         help="a folder by diffusion.inference: D takes these images, and as many training digits, for "
                              "real (default: all training digits)")
     parser.add_argument("--domain", default="mnistm", help="digits to train on")
-    parser.add_argument("--lr", type=cli.positive_float, default=1e-5, help="learning rate of the student")
-    parser.add_argument("--d-lr", metavar="LR", type=cli.positive_float, default=2e-3, help="learning rate of D")
+    parser.add_argument("--lr", type=cli.positive_float, default=1e-5, help="learning rate of G, the student")
+    parser.add_argument("--d-lr", metavar="LR", type=cli.positive_float, default=2e-3, help="rate of D, constant")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.998,
                         help="decay of the average of the weights, which generates the images")
     return cli.parse_training_args(parser, argv, lambda args: Path("runs/adversarial"))
@@ -143,15 +133,21 @@ def main(argv: list[str] | None = None) -> int:
     device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
     student, teacher = load_distillable(args.student, device), load_pipeline(args.teacher, device)
+    if teacher.distilled:
+        raise UserError(f"--teacher: {args.teacher} is distilled and knows few times: name the one that taught it")
+    inputs = {"student": sha256(args.student), "teacher": sha256(args.teacher)}
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
-        if args.generated:
-            digits = mixed(digits, load_generated(args.generated))
+    inputs["data"] = fingerprint(digits)
+    if args.generated:
+        generated = load_generated(args.generated)
+        inputs["generated"] = fingerprint(generated)
+        digits = mixed(digits, generated)
     cli.finalize_settings(args, len(digits.images))
 
     torch.manual_seed(args.seed)
     images, labels = digits.images.to(device), digits.labels.to(device)
-    model = copy.deepcopy(student.model).train()
+    model = student.model
     teacher.model.requires_grad_(False)
     heads = place(Heads(teacher.model_args["width"]), device)
     ema = EMA(model, args.ema_decay)
@@ -159,16 +155,14 @@ def main(argv: list[str] | None = None) -> int:
     d_optimizer = capturable(torch.optim.Adam(heads.parameters(), lr=args.d_lr, betas=(0.0, 0.99), fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
 
-    setting = Setting("ddim", args.chain, 1.0)
-
-    run = Run(args.out, KIND, vars(args), student.model_args | {"distilled": list(setting)},
+    run = Run(args.out, KIND, vars(args), student.model_args | {"distilled": list(SETTING)},
               parts={"model": model, "ema": ema, "heads": heads, "optimizer": optimizer, "d_optimizer": d_optimizer,
                      "batches": batches}, weights=ema.module,
-              inputs={"data": fingerprint(digits), "student": sha256(args.student), "teacher": sha256(args.teacher)})
+              inputs=inputs)
 
     def step_on(index: Tensor) -> dict[str, Tensor]:
-        return train_step(replace(student, model=model), optimizer, teacher, heads, d_optimizer,
-                          to_float(images[index]), labels[index], chain=args.chain, dtype=dtype)
+        return train_step(student, optimizer, teacher, heads, d_optimizer, to_float(images[index]), labels[index],
+                          dtype=dtype)
 
     captured, pipeline = Captured(step_on, device), replace(student, model=ema.module)
     for step in run.steps():
@@ -176,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         run.record(captured(shard(batches.next())))
         ema.update(model)
         if run.due(args.sample_every) and rank() == 0:
-            save_picture(preview(pipeline, setting, args.seed, dtype), run.sample_path())
+            save_picture(preview(pipeline, SETTING, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

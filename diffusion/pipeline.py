@@ -38,13 +38,8 @@ class Setting(NamedTuple):
     steps: int
     guidance: float
 
-    @property
-    def evaluations(self) -> int:
-        """Network evaluations per image."""
-        return self.steps * (1 if self.guidance == 1 else 2)
 
-
-STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation (chosen in hw2_report.md, "Diffusion", section 1)
+STANDARD = Setting("dpm-solver++", 10, 2.0)  # without distillation
 
 
 @dataclass(frozen=True)
@@ -119,8 +114,8 @@ class Pipeline:
             raise UserError(f"{path} was distilled with its guidance: got guidance {setting.guidance:g}, expected 1; "
                             "for another scale, use its teacher")
         if self.chain and setting[:2] != self.distilled[:2]:
-            raise UserError(f"{path} was distilled to {self.chain} steps of ddim: got {setting.steps} of "
-                            f"{setting.sampler}; for others, use its teacher")
+            raise UserError(f"{path} was distilled to {self.chain} step{'s' * (self.chain > 1)} of ddim: got "
+                            f"{setting.steps} of {setting.sampler}; for others, use its teacher")
 
 
 def load_pipeline(path: Path, device: torch.device) -> Pipeline:
@@ -132,7 +127,7 @@ def load_pipeline(path: Path, device: torch.device) -> Pipeline:
 
 
 def load_distillable(path: Path, device: torch.device) -> Pipeline:
-    """Load a pipeline to distil from or into; also a UserError if it predicts noise."""
+    """Load a pipeline to distil or to tune; as `load_pipeline`, and a UserError if it predicts noise."""
     pipeline = load_pipeline(path, device)
     if pipeline.prediction == "noise":
         raise UserError(f"{path} predicts noise, which at high t says too little of x_0: distil a network trained with "
@@ -181,7 +176,7 @@ def load_generated(folder: Path) -> ImageSet:
     images, _, names = load_folder(folder, DIGIT_SIZE)
     for name in names:
         if not re.fullmatch(r"[0-9]_[0-9]+\.\w+", name):
-            raise UserError(f"{name}: expected names like 3_042.png, the digit first")
+            raise UserError(f"{folder}/{name}: expected names like 3_042.png, the digit first")
     return ImageSet(images, torch.tensor([int(name[0]) for name in names]), names)
 
 

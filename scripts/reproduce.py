@@ -31,10 +31,9 @@ REPORT = RELEASED.parent / "report"
 # The result of scripts/benchmark.py on such a machine, and what its name contains.
 MACHINES = {"two CPU cores": ("benchmark.json", ", 2 cores"), "one GPU": ("benchmark-gpu.json", "NVIDIA")}
 # What one image of a batch costs, in images of the benchmark. SAGAN: seconds per image, relative to DCGAN, on one core
-# (hw2_report.md). A student needs two evaluations of its teacher, or as much of D; mode dann trains on two domains.
+# (hw2_report.md). A guided student needs four evaluations of its teacher; mode dann trains on two domains.
 COSTS = {"dcgan": {"GAN training": 1}, "sagan": {"GAN training": 2.1}, "diffusion.train": {"diffusion training": 1},
-         "diffusion.distill": {"diffusion training": 1, "diffusion evaluation": 2},
-         "diffusion.adversarial": {"diffusion training": 1, "diffusion evaluation": 2},
+         "diffusion.distill": {"diffusion training": 1, "diffusion evaluation": 4},
          "dann": {"DANN training": 2}, "source": {"DANN training": 1}, "target": {"DANN training": 1}}
 SCORES = {"swd": ("SWD x1000", ".1f"), "one_face": ("exactly one face", ".1%"), "accuracy": ("accuracy", ".1%"),
           "frechet": ("Frechet distance", ".2f"), "variety": ("variety", ".2f"),

@@ -228,8 +228,6 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/diffusion/test_distill.py -k second_order"),
     ("diffusion/distill.py:chain_times", "unfold(0, 3, 2)", "unfold(0, 3, 1)",
      "the student learns the teacher's times", "tests/diffusion/test_distill.py -k chain"),
-    ("diffusion/adversarial.py:draw", "with torch.no_grad():", "if True:", "all steps of G have gradients",
-     "tests/diffusion/test_adversarial.py -k last_step"),
     ("diffusion/adversarial.py:train_step", "inputs=list(student.model.parameters())", "", "D learns what G learns",
      "tests/diffusion/test_adversarial.py -k by_hand"),
     ("diffusion/adversarial.py:Heads.forward", "label_emb(labels)", "label_emb(labels * 0)", "D does not see the label",

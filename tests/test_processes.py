@@ -167,6 +167,13 @@ def test_gan_and_dann_stay_in_step(task, start, tmp_path):
     assert all(value.isfinite().all() for value in network.values())
 
 
+def test_the_adversarial_stage_stays_in_step(start, one, tmp_path):
+    flags = f"{SMALL} --student {one}/last.pt --teacher {one}/last.pt --steps 4 --out {tmp_path / 'run'}"
+    job = start("diffusion.adversarial", flags, 2)
+    assert job.finish() == [0, 0], job.said()
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
 def test_replicas_that_differ_are_found_at_the_next_checkpoint(start, tmp_path):
     flags = f"{FLAGS['dann']} {SMALL} --steps 3 --out {tmp_path / 'run'}"
     job = start("dann.train", flags, 2, broken=True)  # nothing is averaged

@@ -180,10 +180,10 @@ def test_a_new_result_makes_its_document_stale(project, capsys):
 
 def test_results_of_other_weights_are_named(project, capsys):
     change(project, "report/sagan.json", ["one_face"], 1.0)
-    change(project, "report/samplers-10-2.json", ["made"], "diffusion weights=0 seed=0")
+    change(project, "report/samplers-10-1.75.json", ["made"], "diffusion weights=0 seed=0")
     scores, samplers = check(project, capsys)
     assert scores.startswith("error: report/sagan.json: not the scores that weights/manifest.json has for sagan.pt: ")
-    assert samplers.startswith("error: report/samplers-10-2.json: measured with other weights than diffusion.pt: ")
+    assert samplers.startswith("error: report/samplers-10-1.75.json: measured with other weights than diffusion.pt: ")
     assert report.main([]) == 2  # drawing does not help
 
 
@@ -265,6 +265,22 @@ def test_the_faces_table_shows_what_all_rows_have():
 """
     with pytest.raises(ValueError, match="not measured against the same faces"):
         report.faces_table({"A": scores, "B": scores | {"reference": "other faces"}})
+
+
+def test_the_digits_table_has_the_scores_of_all_rows_and_real_digits():
+    scores = {"images": 10, "accuracy": 0.9, "classifier_accuracy_on_val": 0.75, "frechet": 3, "frechet_real": 1,
+              "variety": 0.5, "recall": 0.25, "recall_real": 0.125}
+    without = {key: value for key, value in scores.items() if "recall" not in key}
+    assert report.digits_table({"A": scores, "B": scores | {"recall": 0}}) == """\
+| 10 digits | accuracy | Frechet distance | recall | variety |
+| --- | --- | --- | --- | --- |
+| A | 90.0% | 3.00 | 0.25 | 0.50 |
+| B | 90.0% | 3.00 | 0.00 | 0.50 |
+| real digits | 75.0% | 1.00 | 0.12 | 1.00 |
+"""
+    assert "recall" not in report.digits_table({"A": scores, "B": without})
+    with pytest.raises(ValueError, match="not measured against the same digits"):
+        report.digits_table({"A": scores, "B": scores | {"frechet_real": 2}})
 
 
 def test_the_strip_is_faces_and_digits_of_one_height(project):

@@ -5,7 +5,7 @@ CASES = {
     "sagan": ("gan.train", "--model sagan --width {width}"),
     "diffusion": ("diffusion.train", "--width {width} --warmup 1"),
     "chain": ("diffusion.distill", "--teacher {teacher}"),
-    "adversarial": ("diffusion.adversarial", "--student {teacher} --teacher {teacher}"),
+    "adversarial": ("diffusion.adversarial", "--student {teacher} --teacher {teacher} --lr 1e-3"),
     "plain": ("dann.train", "--source mnist --target usps --recipe plain"),
     "plus": ("dann.train", "--source mnist --target usps --recipe plus --target-only 0.5"),
 }

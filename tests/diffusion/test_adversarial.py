@@ -1,7 +1,7 @@
-"""The adversarial stage: what G draws, a step by hand, resume, and mistakes."""
+"""The adversarial stage: a step by hand, its heads, resume, and mistakes."""
 
 import copy
-from collections import deque
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,10 +10,10 @@ from torch.nn.functional import relu
 
 from common import checkpoint
 from common.data.folder import ImageSet
+from common.errors import UserError
 from common.images import save_image
 from diffusion import adversarial
 from diffusion.pipeline import Pipeline, Setting, load_pipeline
-from diffusion.samplers import ddim
 from diffusion.schedule import make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 from tests.trainers import same
@@ -31,30 +31,7 @@ def student():
     return Pipeline(model, make_schedule("cosine"), MODEL_ARGS)
 
 
-@pytest.mark.parametrize("chain", [1, 3])
-def test_what_is_drawn_is_what_the_sampler_ends_with(student, chain):
-    noise, labels = torch.randn(2, 3, 28, 28), torch.tensor([3, 7])
-    states = ddim(lambda x_t, t: student.denoise(x_t, torch.full_like(labels, t), labels, 1.0), student.schedule,
-                  lambda: noise, chain)
-    with torch.no_grad():
-        last, = deque(states, maxlen=1)
-    torch.testing.assert_close(adversarial.draw(student, chain, noise, labels), last.x)
-
-
-def test_only_the_last_step_has_gradients(student, monkeypatch):
-    with_gradients = []
-
-    def denoise(x_t, t, labels, guidance):
-        with_gradients.append((t[0].item(), torch.is_grad_enabled()))
-        return x_t
-
-    monkeypatch.setattr(Pipeline, "denoise", lambda self, *args: denoise(*args))
-    adversarial.draw(student, 2, torch.randn(2, 3, 28, 28), torch.tensor([3, 7]))
-    assert with_gradients == [(999, False), (499, True)]
-
-
-@pytest.mark.parametrize("chain", [1, 2])
-def test_a_step_by_hand(student, chain):
+def test_a_step_by_hand(student):
     teacher, heads = replace(student, model=copy.deepcopy(student.model).requires_grad_(False)), adversarial.Heads(8)
     G, D = copy.deepcopy(student), copy.deepcopy(heads)
     # Plain descent shows the gradients themselves.
@@ -63,7 +40,7 @@ def test_a_step_by_hand(student, chain):
     real, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
     before = copy.deepcopy(teacher.model.state_dict())
     torch.manual_seed(1)
-    metrics = adversarial.train_step(student, optimizers[0], teacher, heads, optimizers[1], real, labels, chain=chain,
+    metrics = adversarial.train_step(student, optimizers[0], teacher, heads, optimizers[1], real, labels,
                                      dtype=torch.float32)
 
     torch.manual_seed(1)
@@ -74,7 +51,7 @@ def test_a_step_by_hand(student, chain):
         return D(teacher.model.encode(x_t, teacher.model.embed(t, labels)), labels)
 
     real_logits = judge(real)
-    fake_logits = judge(adversarial.draw(G, chain, torch.randn(6, 3, 28, 28), labels))
+    fake_logits = judge(G.denoise(torch.randn(6, 3, 28, 28), torch.full((6,), 999), labels, 1.0))
     d_loss = sum(relu(1 - r).mean() + relu(1 + f).mean() for r, f in zip(real_logits, fake_logits, strict=True)) / 4
     g_loss = -sum(f.mean() for f in fake_logits) / 4
     d_gradients = torch.autograd.grad(d_loss, list(D.parameters()), retain_graph=True)
@@ -111,9 +88,9 @@ def test_heads_look_at_every_map_and_at_the_label():
     assert all(torch.equal(a[1], b[1]) for a, b in zip(three, four, strict=True))
 
 
-def save(path, model_args, width=8):
+def save(path, model_args):
     checkpoint.save(path, {"kind": KIND, "model_args": MODEL_ARGS | model_args,
-                           "weights": ConditionalUNet(width).state_dict()})
+                           "weights": ConditionalUNet(8).state_dict()})
     return path
 
 
@@ -173,3 +150,19 @@ def test_half_of_the_digits_are_real():
         images, labels, names = adversarial.mixed(digits(real, 1), digits(generated, 2))
         assert labels.tolist() == [1] * expected + [2] * generated == images[:, 0, 0, 0].tolist()
         assert len(names) == len(labels)
+
+
+def test_a_resume_knows_the_generated_digits_by_their_content(files, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(files / "generated", moved)
+    assert run(files, tmp_path / "run", "--steps", "2") == 0
+    assert run(files, tmp_path / "run", "--resume", "auto", f"--generated={moved}") == 0
+    save_image(torch.full((3, 28, 28), 99, dtype=torch.uint8), moved / "0_000.png")
+    with pytest.raises(UserError, match="another content of --generated"):
+        run(files, tmp_path / "run", "--resume", "auto", f"--generated={moved}")
+
+
+def test_a_distilled_teacher_is_refused(files, tmp_path):
+    with pytest.raises(UserError, match=r"--teacher: .*student.pt is distilled and knows few times"):
+        run(files, tmp_path / "run", f"--teacher={files / 'student.pt'}")
+    assert not (tmp_path / "run").exists()
