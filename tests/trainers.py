@@ -1,11 +1,13 @@
 """Small runs of the three trainers, and which parts of a run folder must be equal to the bit."""
 
+import contextlib
 import importlib
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from common import cli, run
@@ -45,6 +47,21 @@ def command(module: str, argv: list[str], threads: int, log: Path) -> None:
     make_small()
     sys.argv = [module, *argv]
     cli.run_main(lambda: importlib.import_module(module).main(argv))
+
+
+@contextlib.contextmanager
+def killed(module, steps):
+    """Let the `train_step` of a module fail after so many steps, and expect that."""
+    step, left = module.train_step, iter(range(steps))
+
+    def train_step(*args, **values):
+        if next(left, None) is None:
+            raise RuntimeError("killed")
+        return step(*args, **values)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(module, "train_step", train_step)
+        yield
 
 
 def same(a, b) -> bool:

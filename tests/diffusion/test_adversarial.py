@@ -16,7 +16,7 @@ from diffusion import adversarial
 from diffusion.pipeline import Pipeline, Setting, load_pipeline
 from diffusion.schedule import make_schedule
 from diffusion.unet import KIND, ConditionalUNet
-from tests.trainers import same
+from tests.trainers import killed, same
 
 MODEL_ARGS = {"width": 8, "prediction": "velocity", "schedule": "cosine"}
 FLAGS = ["--batch-size", "8", "--steps", "4", "--log-every", "2", "--sample-every", "4", "--save-every", "2",
@@ -120,17 +120,7 @@ def content(out):
 @pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken_and_inference_needs_no_flag(files, tmp_path):
     assert run(files, tmp_path / "whole") == 0
-    step = adversarial.train_step
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        calls = iter([step, step, step])
-
-        def killed(*args, **values):
-            try:
-                return next(calls)(*args, **values)
-            except StopIteration:
-                raise RuntimeError("killed") from None
-
-        patch.setattr(adversarial, "train_step", killed)
+    with killed(adversarial, 3):
         run(files, tmp_path / "broken")
     assert content(tmp_path / "broken")["step"] == 2
     run(files, tmp_path / "broken", "--resume", "auto")

@@ -14,7 +14,7 @@ from diffusion.pipeline import Pipeline, Setting, load_pipeline
 from diffusion.samplers import State, ddim, ddim_step
 from diffusion.schedule import make_schedule
 from diffusion.unet import KIND, ConditionalUNet
-from tests.trainers import same
+from tests.trainers import killed, same
 
 MODEL_ARGS = {"width": 8, "prediction": "velocity", "schedule": "cosine"}
 FLAGS = ["--batch-size", "8", "--steps", "4", "--log-every", "2", "--sample-every", "4", "--save-every", "2",
@@ -169,17 +169,7 @@ def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, 
 def test_killed_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
     flags = ["--chain", "2"]
     run(digits_dir, released, tmp_path / "whole", *flags)
-    step = distill.train_step
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        calls = iter([step, step, step])
-
-        def killed(*args, **values):
-            try:
-                return next(calls)(*args, **values)
-            except StopIteration:
-                raise RuntimeError("killed") from None
-
-        patch.setattr(distill, "train_step", killed)
+    with killed(distill, 3):
         run(digits_dir, released, tmp_path / "broken", *flags)
     assert weights(tmp_path / "broken")["step"] == 2
     run(digits_dir, released, tmp_path / "broken", *flags, "--resume", "auto")
