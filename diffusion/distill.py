@@ -6,8 +6,8 @@
 Each command is one stage of progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one DDIM step
 of the student replaces two steps of its teacher, and the student can be the teacher of the next stage. Unlike in the
 paper, the first teacher is guided, and its student learns guidance too (Meng et al. 2023, arXiv:2210.03142, do so in an
-earlier stage). That teacher takes one step of DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm
-1) instead of two DDIM steps, because few DDIM steps have a large error.
+earlier stage). That teacher takes one step of DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1) instead
+of two DDIM steps, because few DDIM steps have a large error.
 
 The student starts from the teacher's weights. Its checkpoint stores the number of steps, so `diffusion.inference
 --weights` needs no other flag. `diffusion.adversarial` goes on to one step.

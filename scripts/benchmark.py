@@ -4,8 +4,8 @@
 
 Both sides train the same networks with the same batch size on the same embedded images. Each round times the plain
 loop, then ours; the ratio is the median over rounds, its spread the smallest and the largest. For sampling, our default
-sampler is compared with the plain 1000 steps: the images differ. On a GPU, larger batches
-are tried too, and the fastest of ours is compared with the plain loop at the same batch.
+sampler is compared with the plain 1000 steps: the images differ. On a GPU, larger batches are tried too, and the
+fastest of ours is compared with the plain loop at the same batch.
 
 The figures go to --out as JSON, and beside it as a table (.md) and a plot (.png).
 """

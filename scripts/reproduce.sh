@@ -15,7 +15,8 @@ faces=LFWcrop  # what hw2_data/face was when weights/ was trained
 # file of weights/ is also released.
 # SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN"). The released U-Net was trained in
 # four stages, the first by code that is gone: here one training sees as many images, with the flags of the last stage.
-# The released student learned guidance in a stage of its own, by code that is gone: here one stage has the steps of both.
+# The released student learned guidance in a stage of its own, by code that is gone: here one stage has the steps of
+# both.
 lines() {
     local gan="gan.train --no-augment --ema-decay 0.998"
 
