@@ -60,7 +60,8 @@ COMMANDS = {"gan.inference": gan_inference, "gan.evaluate": gan_evaluate, "diffu
 
 # Results of released weights: their scores, which the manifest has too, and scores of other settings.
 SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teacher", DISTILLED: "digits"}
-OTHER_SETTINGS = {"samplers-10-1.75": "diffusion.pt"}
+OTHER_SETTINGS = {**{f"samplers-{setting}": "diffusion.pt" for setting in (
+    "5-2", "10-1", "10-1.25", "10-1.5", "10-1.75", "10-2", "20-2")}, "digits-10000": DISTILLED}
 CELLS = ("dann",)  # results of dann.evaluate
 OPTIONAL_FACE_SCORES = {  # key -> title and format
     "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),

@@ -31,9 +31,11 @@ REPORT = RELEASED.parent / "report"
 # The result of scripts/benchmark.py on such a machine, and what its name contains.
 MACHINES = {"two CPU cores": ("benchmark.json", ", 2 cores"), "one GPU": ("benchmark-gpu.json", "NVIDIA")}
 # What one image of a batch costs, in images of the benchmark. SAGAN: seconds per image, relative to DCGAN, on one core
-# (hw2_report.md). A guided student needs four evaluations of its teacher; mode dann trains on two domains.
+# (hw2_report.md). A guided student needs four evaluations of its teacher. The adversarial stage also encodes
+# generated and real images. Mode dann trains on two domains.
 COSTS = {"dcgan": {"GAN training": 1}, "sagan": {"GAN training": 2.1}, "diffusion.train": {"diffusion training": 1},
          "diffusion.distill": {"diffusion training": 1, "diffusion evaluation": 4},
+         "diffusion.adversarial": {"diffusion training": 1, "diffusion evaluation": 4},
          "dann": {"DANN training": 2}, "source": {"DANN training": 1}, "target": {"DANN training": 1}}
 SCORES = {"swd": ("SWD x1000", ".1f"), "one_face": ("exactly one face", ".1%"), "accuracy": ("accuracy", ".1%"),
           "frechet": ("Frechet distance", ".2f"), "variety": ("variety", ".2f"),
@@ -87,7 +89,8 @@ def plan(lines: Sequence[str], flags: Sequence[str]) -> str:
     machines = " and ".join(_read(REPORT / benchmark)["machine"] for benchmark, _ in MACHINES.values())
     return (f"{markdown(['line', *MACHINES, 'training'], [*rows, ['all', *map(clock, totals), '']])}"
             f"Measured: the seconds of weights/{MANIFEST}. Computed: from the throughput of {machines} (report/).\n"
-            f"Starting, generating and scoring add up to three minutes per line. Every training: {shlex.join(flags)}")
+            "Starting, generating and scoring add up to three minutes per line, the images for diffusion-distilled six "
+            f"on two cores. Every training: {shlex.join(flags)}")
 
 
 def until(step: int, module: str, *flags: str) -> None:

@@ -11,21 +11,21 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 faces=LFWcrop  # what hw2_data/face was when weights/ was trained
 
-# One line per released file, and per cell of the table of domains: part, name, training. A line with the name of a
+# One line per released file, per student on the way to one, and per cell of the table of domains: part, name, training. A line with the name of a
 # file of weights/ is also released.
-# SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN"). The released U-Net was trained in
-# four stages, the first by code that is gone: here one training sees as many images, with the flags of the last stage.
-# The released student learned guidance in a stage of its own, by code that is gone: here one stage has the steps of
-# both.
+# SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN").
 lines() {
     local gan="gan.train --no-augment --ema-decay 0.998"
 
     line faces dcgan $gan --model dcgan --steps 8580
     line faces sagan scripts.reproduce until 4600 $gan --model sagan --batch-size 32 --steps 7175
 
-    line digits diffusion diffusion.train --batch-size 32 --lr 7e-4 --warmup 200 --steps 11800
-    line digits diffusion-distilled diffusion.distill --batch-size 32 --teacher "$out/runs/diffusion/last.pt" \
-        --guidance 1.75 --steps 700
+    line digits diffusion diffusion.train --batch-size 256 --lr 1e-3 --steps 7800
+    line digits diffusion-8 diffusion.distill --teacher "$out/weights/diffusion.pt" --steps 750
+    line digits diffusion-4 diffusion.distill --teacher "$out/runs/diffusion-8/last.pt" --steps 250
+    line digits diffusion-2 diffusion.distill --teacher "$out/runs/diffusion-4/last.pt" --steps 250
+    line digits diffusion-distilled diffusion.adversarial --teacher "$out/weights/diffusion.pt" \
+        --student "$out/runs/diffusion-2/last.pt" --generated "$out/images/diffusion-8"
 
     local source target part dann seeds domains="mnist mnistm usps svhn"
     for target in $domains; do
@@ -63,7 +63,8 @@ done
 for word in "$@"; do
     [[ ! $word =~ ^--(data|out|device|dry-run)(=|$) ]] || fail "$word: write it before the flags of the trainings"
 done
-refuse "--model --mode --recipe --source --target --teacher --chain --seed --seeds" "the command of its line" "$@"
+refuse "--model --mode --recipe --source --target --teacher --student --generated --chain --seed --seeds" \
+    "the command of its line" "$@"
 wanted=" ${wanted:-all }"
 known=" all $(line() { printf '%s ' "$1" "$2"; }; lines)"
 for word in $wanted; do
@@ -97,7 +98,11 @@ reproduce() {
     local trained=$out/runs/$name images=$out/images/$name scores=$out/scores/$name.json word
     for word in "$@"; do
         [[ $word != */last.pt || -f ${word%last.pt}done ]] || { echo "${word%/last.pt} is not finished"; return 2; }
+        [[ $word != "$out"/weights/*.pt || -f $word ]] || { echo "$word is not released"; return 2; }
     done
+    [[ $name != diffusion-distilled ]] ||
+        run -m diffusion.inference "$out/images/diffusion-8" --weights "$out/runs/diffusion-8/last.pt" \
+            --per-digit 1200 --seed 1000 --device "$device" || return
     run -m "$@" "${flags[@]}" --device "$device" --out "$trained" --resume auto || return
     [[ ! -f $project/weights/$name.pt ]] ||
         { "${part}_scores" && run -m common.release "$trained" "$out/weights/$name.pt" --scores "$scores" --force; }

@@ -70,6 +70,14 @@ def test_a_step_by_hand(student):
     assert same(teacher.model.state_dict(), before)
 
 
+def test_g_learns_all_of_its_weights_in_bf16(student):
+    teacher, heads = replace(student, model=copy.deepcopy(student.model).requires_grad_(False)), adversarial.Heads(8)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (student.model, heads)]
+    adversarial.train_step(student, optimizers[0], teacher, heads, optimizers[1], torch.randn(4, 3, 28, 28),
+                           torch.arange(4), dtype=torch.bfloat16)
+    assert all(parameter.grad is not None for parameter in student.model.parameters())
+
+
 def test_heads_look_at_every_map_and_at_the_label():
     torch.manual_seed(0)
     heads = adversarial.Heads(8)
