@@ -89,8 +89,8 @@ def plan(lines: Sequence[str], flags: Sequence[str]) -> str:
     machines = " and ".join(_read(REPORT / benchmark)["machine"] for benchmark, _ in MACHINES.values())
     return (f"{markdown(['line', *MACHINES, 'training'], [*rows, ['all', *map(clock, totals), '']])}"
             f"Measured: the seconds of weights/{MANIFEST}. Computed: from the throughput of {machines} (report/).\n"
-            "Starting, generating and scoring add up to three minutes per line, the images for diffusion-distilled six "
-            f"on two cores. Every training: {shlex.join(flags)}")
+            "Starting, generating and scoring add up to three minutes per line, the images for diffusion-distilled to "
+            f"six on two cores. Every training: {shlex.join(flags)}")
 
 
 def until(step: int, module: str, *flags: str) -> None:

@@ -11,8 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 faces=LFWcrop  # what hw2_data/face was when weights/ was trained
 
-# One line per released file, per student on the way to one, and per cell of the table of domains: part, name, training. A line with the name of a
-# file of weights/ is also released.
+# One line per released file, per student on the way to one, and per cell of the table of domains: part, name, training.
+# A line with the name of a file of weights/ is also released.
 # SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN").
 lines() {
     local gan="gan.train --no-augment --ema-decay 0.998"
