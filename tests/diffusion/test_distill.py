@@ -231,6 +231,6 @@ def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")
         inference.main([str(tmp_path / name), "--digits", "0", "--per-digit", "1", *flags, "--force"])
         shutil.rmtree(tmp_path / "x", ignore_errors=True)
-    assert used == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 1000, 2), (False, "ddim", 40, 2),
-                    (False, "ddpm", 1000, 2), (False, "dpm-solver++", 7, 2), (False, "dpm-solver++", 10, 3),
-                    (False, "ddim", 10, 2)]
+    assert used == [(True, "ddim", 2, 1), (True, "ddim", 2, 1), (False, "ddpm", 1000, 1.5), (False, "ddim", 40, 1.5),
+                    (False, "ddpm", 1000, 1.5), (False, "dpm-solver++", 7, 1.5), (False, "dpm-solver++", 20, 3),
+                    (False, "ddim", 20, 1.5)]
