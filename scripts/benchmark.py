@@ -7,7 +7,7 @@ loop, then ours; the ratio is the median over rounds, its spread the smallest an
 sampler is compared with the plain 1000 steps: the images differ. On a GPU, larger batches are tried too, and the
 fastest of ours is compared with the plain loop at the same batch.
 
-The figures go to --out as JSON, and beside it as a table (.md) and a plot (.png).
+The figures go to --out as JSON.
 """
 
 import argparse
@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from matplotlib.figure import Figure
 
 from common.cli import Parser, add_device_flags, add_force_flag, ending, run_main
 from common.device import describe_machine, select_device, select_dtype, synchronize
-from common.files import atomic_path, require_new, write_json, write_text
+from common.files import require_new, write_json
 from common.tables import markdown
 from scripts import ours, plain
 from scripts.plain import Data, Work, load_embedded
@@ -142,25 +141,6 @@ def speed_table(*machines: dict) -> str:
                     [[name, *(cell for rows in measured for cell in cells(rows.get(name)))] for name in names])
 
 
-def report(figures: dict) -> str:
-    """Return what was measured, and how, as Markdown."""
-    return (f"{figures['machine']}, torch {figures['torch']}, {figures['precision']}, median of {figures['rounds']} "
-            f"rounds; `bash scripts/benchmark.sh`.\n\n{speed_table(figures)}")
-
-
-def plot(figures: dict, path: Path) -> None:
-    """Plot the ratios with their spread."""
-    rows = dict(reversed(figures["images_per_second"].items()))
-    figure = Figure(figsize=(7, 0.5 + 0.4 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    low, ratio, high = ([row[key] for row in rows.values()] for key in ("ratio_min", "ratio", "ratio_max"))
-    axes.barh(list(rows), ratio, xerr=[numpy.subtract(ratio, low), numpy.subtract(high, ratio)], capsize=3)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set(xscale="log", xlabel=f"speed relative to the plain loop ({figures['machine']})")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
@@ -169,7 +149,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="JSON", type=ending(".json"), default=Path("runs", "benchmark.json"))
     add_force_flag(parser)
     args = parser.parse_args(argv)
-    require_new(args.force, *(args.out.with_suffix(suffix) for suffix in (".json", ".md", ".png")))
+    require_new(args.force, args.out)
     return args
 
 
@@ -196,9 +176,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{title:30} plain {shown(row['plain']):>8}  ours {shown(row['ours']):>8} images/s  ratio "
                       f"{row['ratio']:.2f} ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}){more}", flush=True)
     write_json(args.out, figures)
-    write_text(args.out.with_suffix(".md"), report(figures))
-    plot(figures, args.out.with_suffix(".png"))
-    print(f"{time.perf_counter() - began:.0f} s; wrote {args.out}, and beside it the table (.md) and the plot (.png)")
+    print(f"{time.perf_counter() - began:.0f} s; wrote {args.out}")
     return 0
 
 

@@ -185,18 +185,21 @@ def rendered(template: str) -> str:
 
 
 def draw_strip(path: Path) -> None:
-    """Paste the grid of DCGAN's faces, enlarged, and the grid of digits side by side."""
-    faces, digits = (Image.open(PROJECT / "report" / f"{name}.png") for name in ("dcgan", "digits"))
-    faces = faces.resize((2 * faces.width, 2 * faces.height), Image.Resampling.NEAREST)
-    digits = digits.resize((faces.height, faces.height))
-    strip = Image.new("RGB", (faces.width + 20 + digits.width, faces.height), "white")
-    strip.paste(faces, (0, 0))
-    strip.paste(digits, (strip.width - digits.width, 0))
+    """Paste DCGAN's faces, enlarged, the digits, and adapted features coloured by digit side by side."""
+    faces, digits, tsne = (Image.open(PROJECT / "report" / f"{name}.png")
+                           for name in ("dcgan", "digits", "tsne-mnistm-svhn-plus"))
+    side = 2 * faces.height
+    tiles = [faces.resize((2 * faces.width, side), Image.Resampling.NEAREST), digits.resize((side, side)),
+             tsne.crop((tsne.width // 2, 0, tsne.width, tsne.height // 2)).resize((side, side))]
+    strip = Image.new("RGB", (sum(tile.width + 20 for tile in tiles) - 20, side), "white")
+    left = 0
+    for tile in tiles:
+        strip.paste(tile, (left, 0))
+        left += tile.width + 20
     save_picture(strip, path)
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {  # pictures made from files of report/, without a command
-    "benchmark.png": lambda path: benchmark.plot(result("benchmark"), path),
     "dann-map.png": lambda path: dann_evaluate.draw_map(result("dann"), path), "strip.png": draw_strip}
 
 

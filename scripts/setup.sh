@@ -18,7 +18,7 @@ if [[ -n "$active" ]]; then
             sys.exit(1)
         if not (2, 11) <= tuple(map(int, version('torch').split('.')[:2])) <= (2, 12):
             print('note: the active environment has PyTorch', version('torch') + '; tested are 2.11 to 2.12')" \
-        torch torchvision sklearn matplotlib tqdm pytest xdist 2>/dev/null)" \
+        torch torchvision sklearn matplotlib tqdm pytest xdist hypothesis 2>/dev/null)" \
         || fail "the active environment $active lacks packages: pip install -r $project/requirements.txt"
     [[ -z "$note" ]] || echo "$note" >&2
 else

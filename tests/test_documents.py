@@ -60,6 +60,13 @@ def test_the_diffs_of_the_first_page_apply_and_the_tests_of_their_files_pass(tmp
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_picture_and_table_of_the_report_is_shown_or_linked():
+    linked = {(path.parent / link).resolve() for path in DOCUMENTS
+              for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", path.read_text())}
+    shown = [path for path in (PROJECT / "report").iterdir() if path.suffix in (".md", ".png", ".gif")]
+    assert not [path.name for path in shown if path not in linked and not path.name.endswith(".template.md")]
+
+
 def test_the_first_page_is_short_and_begins_with_pictures():
     text = (PROJECT / "README.md").read_text()
     assert len(text.encode()) <= 12_000

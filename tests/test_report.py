@@ -14,7 +14,7 @@ from dann import evaluate as dann_evaluate
 from dann import tsne, validate
 from dann.scoring import read_result
 from diffusion.pipeline import DISTILLED
-from scripts import benchmark, report
+from scripts import report
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +44,7 @@ def test_links_lead_to_files_and_no_field_is_left(name):
 
 
 def test_tables_beside_the_json_files_are_up_to_date():
-    for name, table in (*((name, benchmark.report(report.result(name))) for name in ("benchmark", "benchmark-gpu")),
-                        *((name, dann_evaluate.to_markdown(report.result(name))) for name in ("dann", "dann-parts")),
+    for name, table in (*((name, dann_evaluate.to_markdown(report.result(name))) for name in ("dann", "dann-parts")),
                         ("validators", validate.to_markdown(report.result("validators")))):
         assert (report.PROJECT / "report" / f"{name}.md").read_text() == table
 
@@ -283,13 +282,18 @@ def test_the_digits_table_has_the_scores_of_all_rows_and_real_digits():
         report.digits_table({"A": scores, "B": scores | {"frechet_real": 2}})
 
 
-def test_the_strip_is_faces_and_digits_of_one_height(project):
+def test_the_strip_is_faces_digits_and_adapted_features_of_one_height(project):
     Image.new("RGB", (8, 4), "red").save(project / "report" / "dcgan.png")
     Image.new("RGB", (12, 12), "blue").save(project / "report" / "digits.png")
+    plot = Image.new("RGB", (32, 32), "black")
+    plot.paste("lime", (16, 0, 32, 16))  # after adaptation, by digit
+    plot.save(project / "report" / "tsne-mnistm-svhn-plus.png")
     report.draw_strip(project / "report" / "strip.png")
     with Image.open(project / "report" / "strip.png") as strip:
-        assert strip.size == (16 + 20 + 8, 8)
-        assert [strip.getpixel((x, 7)) for x in (15, 16, 35, 36)] == [(255, 0, 0), *[(255,) * 3] * 2, (0, 0, 255)]
+        red, blue, lime, white = (255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 255)
+        assert strip.size == (16 + 20 + 8 + 20 + 8, 8)
+        assert [strip.getpixel((x, 7)) for x in (15, 16, 35, 36, 43, 44, 63, 64, 71)] == [
+            red, white, white, blue, blue, white, white, lime, lime]
 
 
 def test_tsne_without_its_checkpoints_is_a_mistake_and_draws_nothing(project):
