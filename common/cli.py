@@ -20,7 +20,7 @@ from common.data.folder import default_data
 from common.device import select_device, select_dtype
 from common.distributed import destroy_process_group, rank, world_size
 from common.errors import UserError
-from common.files import cannot_write, read_json
+from common.files import cannot_write, drop_stdout, read_json
 from common.lr_schedule import LR_SCHEDULES
 from common.metrics_log import require_tensorboard
 from common.run_folder import NOT_STORED, OF_THIS_START, read_config
@@ -54,9 +54,6 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Settings:
         """Parse the command line."""
         settings = super().parse_args(args, Settings())
-        of_a_run = getattr(settings, "resume", None) or getattr(settings, "config", None)
-        if getattr(settings, "data", "") is None and not of_a_run:
-            settings.data = default_data()
         settings.defaults = {name: self.get_default(name) for name in vars(settings)}
         return settings
 
@@ -118,11 +115,6 @@ def _explain(error: Exception) -> str | UserError | None:
         drop_stdout()
         return cannot_write("standard output", error)
     return f"input or output failed: {error}"
-
-
-def drop_stdout() -> None:
-    """Send standard output, which is closed or full, nowhere; otherwise Python fails at exit on what is buffered."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _number(kind: type, expected: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
@@ -275,7 +267,7 @@ def select_device_and_dtype(args: Settings) -> tuple[torch.device, torch.dtype]:
 def finalize_settings(args: Settings, num_items: int) -> None:
     """Convert --epochs to --steps, and print the settings.
 
-    Raises UserError if the batch is too large or not divisible among the processes.
+    Raises UserError if the batch is too large or not divisible among the processes, or --out is among the images.
     """
     if args.batch_size > num_items:
         raise UserError(f"--batch-size {args.batch_size} is larger than the training set ({num_items} images)")

@@ -16,7 +16,7 @@ from common.cli import Parser, add_force_flag, ending, run_main
 from common.errors import UserError
 from common.files import read_json, require_new
 from common.metrics_log import METRICS, metric_names, overlay, read_metrics
-from common.run_folder import FREE, NOTED
+from common.run_folder import UNRELATED
 
 LONGEST = 48  # characters of the legend that fit below a panel
 
@@ -37,7 +37,7 @@ def labels_of(runs: dict[Path, dict[str, Any]]) -> list[str]:
 
     Settings that do not change a training, like --log-every, do not count.
     """
-    names = sorted(set().union(*runs.values()) - (FREE - NOTED))
+    names = sorted(set().union(*runs.values()) - UNRELATED)
     differing = [name for name in names if len({str(settings.get(name)) for settings in runs.values()}) > 1]
     labels = [", ".join(f"{name}={settings.get(name)}" for name in differing) for settings in runs.values()]
     if len(set(labels)) == len(labels) and max(map(len, labels)) <= LONGEST:

@@ -58,6 +58,11 @@ def lock_folder(lock: FileLock) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(folder)) from None
 
 
+def drop_stdout() -> None:
+    """Send standard output, which is closed or full, nowhere; otherwise Python fails at exit on what is buffered."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def require_new(force: bool, *paths: Path | None) -> None:
     """Check the outputs of a command before it begins; None stands for one that is not asked for.
 

@@ -37,7 +37,10 @@ class MetricsLog:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def diverged(self, largest_loss: float) -> tuple[str, float] | None:
-        """Return name and mean of a metric that is not finite in a process, or of a loss above the bound; or None."""
+        """Return name and mean of a metric that is not finite in a process, or of a loss above the bound; or None.
+
+        The sums become averages over the processes, on which `row` relies.
+        """
         average(list(self._sums.values()))
         for name, value in self._sums.items():
             mean = value.item() / self._counts[name]

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from common.cli import Parser, run_main, seed_number
+from common.cli import Parser, run_main
 from common.data.domains import DOMAINS
 from common.data.raw_faces import read_faces
 from common.data.raw_files import Missing, Unreachable, fetch, split_rows
@@ -42,24 +42,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--faces", metavar="PATH", type=Path,
                         help="folder or zip of face images, instead of those in --raw")
     parser.add_argument("--download", action="store_true", help="download missing files of digit sets into --raw")
-    parser.add_argument("--seed", metavar="N", type=seed_number, default=0,
-                        help="of the 80/20 splits and of MNIST-M's patches")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Build every set whose raw files exist; print one line per set: made, keep (exists), skip or fail (and why)."""
     args = parse_args(argv)
-    raw, seed = args.raw, args.seed
+    raw = args.raw
     if raw is None and (args.download or not args.faces):
         raise UserError("--raw is missing: give the folder of the raw files; only --faces PATH alone needs none")
     if raw and not raw.is_dir() and not args.download:
         raise UserError(f"no folder {raw}: give the folder of the raw files, or --download to fill it")
     if args.faces and not args.faces.exists():
         raise UserError(f"no folder or zip {args.faces}: give --faces the path of the face images")
-    sets = {f"digits/{name}": (partial(write_digits, name, raw, seed), partial(fetch, raw, domain.files))
+    sets = {f"digits/{name}": (partial(write_digits, name, raw), partial(fetch, raw, domain.files))
             for name, domain in DOMAINS.items() if domain.read and raw}
-    faces = {"face": (partial(write_faces, raw, seed, args.faces), None)}
+    faces = {"face": (partial(write_faces, raw, args.faces), None)}
     sets = faces | sets if args.faces else sets | faces
     complete, failures = 0, []
     with locked(args.out):
@@ -131,9 +129,9 @@ def build(target: Path, write: Callable[[Path], dict[str, Sized]], download: Cal
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def write_digits(name: str, raw: Path, seed: int, folder: Path) -> dict[str, Sized]:
+def write_digits(name: str, raw: Path, folder: Path) -> dict[str, Sized]:
     """Write the images and CSV files of one domain; return the rows of each split."""
-    train, test = DOMAINS[name].read(raw, seed)
+    train, test = DOMAINS[name].read(raw)
     images, labels = [*train.images, *test.images], [*train.labels, *test.labels]
     names = [f"{stem}.png" for stem in _stems(len(images))]
     (folder / "data").mkdir(parents=True)
@@ -143,7 +141,7 @@ def write_digits(name: str, raw: Path, seed: int, folder: Path) -> dict[str, Siz
         image.save(folder / "data" / names[row], compress_level=1)
 
     thread_map(write_image, range(len(images)), desc=name, unit="img", disable=None)
-    fit, val = split_rows(len(train.labels), seed)
+    fit, val = split_rows(len(train.labels))
     splits = {"train": fit, "val": val, "test": range(len(train.labels), len(images))}
     for split, rows in splits.items():
         lines = ["image_name,label", *(f"{names[row]},{labels[row]}" for row in rows)]
@@ -151,9 +149,9 @@ def write_digits(name: str, raw: Path, seed: int, folder: Path) -> dict[str, Siz
     return splits
 
 
-def write_faces(raw: Path | None, seed: int, source: Path | None, folder: Path) -> dict[str, Sized]:
+def write_faces(raw: Path | None, source: Path | None, folder: Path) -> dict[str, Sized]:
     """Write the images of both splits, from `source` or else from `raw`; return the names of each split."""
-    splits, read = read_faces(raw, seed, source)
+    splits, read = read_faces(raw, source)
 
     def write_image(stem: Path, name: str) -> None:
         blob, suffix = read(name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common import checkpoint
-from common.cli import Parser, add_force_flag, run_main
+from common.cli import Parser, add_force_flag, ending, run_main
 from common.errors import UserError
 from common.files import read_json, require_new, write_json
 
@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add_argument("run", metavar="RUN_DIR", type=Path)
-    parser.add_argument("out", metavar="OUT.pt", type=Path, help="the file to write, beside manifest.json")
+    parser.add_argument("out", metavar="OUT.pt", type=ending(".pt"), help="the file to write, beside manifest.json")
     parser.add_argument("--scores", metavar="JSON", type=Path,
                         help="scores written by gan.evaluate or diffusion.evaluate, or result.json of dann.train")
     parser.add_argument("--note", help="what a user of the weights should know")
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     args = parse_args(argv)
     manifest_path = args.out.with_name(checkpoint.MANIFEST)
-    if args.out.suffix != ".pt" or args.out.parent.resolve() == args.run.resolve():
-        raise UserError(f"{args.out}: expected a name that ends in .pt, outside the run folder")
+    if args.out.parent.resolve() == args.run.resolve():
+        raise UserError(f"{args.out} is in the run folder: name a file outside")
     require_new(args.force, args.out)
     if not (args.run / "done").exists():
         raise UserError(f"{args.run} is not a finished run: --resume auto finishes it")

@@ -16,11 +16,10 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from common import checkpoint
-from common.cli import drop_stdout
 from common.device import WARM_UP, peak_memory, synchronize
 from common.distributed import barrier, max_over_ranks, rank, require_equal_replicas
 from common.errors import UserError
-from common.files import write_json
+from common.files import drop_stdout, write_json
 from common.metrics_log import MetricsLog, append_row, plot_curves, require_tensorboard
 from common.randomness import seed_step
 from common.run_folder import NOT_STORED, RunFolder

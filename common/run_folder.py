@@ -32,7 +32,7 @@ FILES = {"args.json", "versions.json", METRICS, "curves.png", "samples", "last.p
 NOT_STORED = {"config", "seeds", "tensorboard"}  # flags that args.json does not have
 OF_THIS_START = {"out", "resume", "epochs", "device", "dry_run", "debug"}  # never taken from an args.json
 NOTED = {"steps", "lr", "g_lr", "d_lr", "precision"}  # may differ in a continuation, of which `starts` keep a note
-FREE = OF_THIS_START | NOTED | {"log_every", "sample_every", "save_every"}  # all that may differ
+UNRELATED = OF_THIS_START | {"log_every", "sample_every", "save_every"}  # do not change what is trained
 
 
 def read_config(path: Path, names: Set[str]) -> tuple[dict[str, Any], Path]:
@@ -138,13 +138,15 @@ class RunFolder:
         if "parts" not in content:
             raise UserError(f"{path} is a released file: it has the weights, but not what a resume needs")
         before, step = content.get("args", {}), content["step"]
-        if not content.keys() >= {"inputs", "starts"} or (content["parts"].keys() != part_names
-                                                     and before.keys() != self.settings.keys()):
-            raise UserError(f"{path} was written by another version of this project: start a new run")
+        other = f"{path} was written by another version of this project: start a new run"
+        if not content.keys() >= {"inputs", "starts"} or before.keys() != self.settings.keys():
+            raise UserError(other)
         for name, value in self.settings.items():
-            if name not in FREE | self.inputs.keys() and before.get(name) != value:
-                raise UserError(f"{path} was trained with {name}={before.get(name)}, got {name}={value}: resume with "
-                                "the same")
+            if name not in UNRELATED | NOTED | self.inputs.keys() and before[name] != value:
+                raise UserError(f"{path} was trained with {name}={before[name]}, got {name}={value}: resume with the "
+                                "same")
+        if content["parts"].keys() != part_names:
+            raise UserError(other)
         for name, value in self.inputs.items():
             if content["inputs"].get(name) != value:
                 raise UserError(f"{path} was trained with another content of --{name}, got {self.settings[name]}: "

@@ -8,6 +8,7 @@ import numpy as np
 NEIGHBOURS = 50  # as in Carlini et al. 2023
 SHOWN = 7  # neighbours per row of a picture
 K = 5  # as in Naeem et al. 2020
+NEAR = 0.5  # of the usual distance: near-duplicates
 ENOUGH = 100  # images
 
 
@@ -123,6 +124,18 @@ def closeness(distances: np.ndarray) -> np.ndarray:
     return distances[:, 0] / distances[:, 1:].mean(1).clip(min=1e-6)
 
 
+def near_duplicates(images: np.ndarray, real: np.ndarray) -> float:
+    """Return the share of images whose nearest neighbour is at less than half the median distance of real neighbours.
+
+    Args:
+        images, real: (N, 3, H, W) uint8, about equally many, at least 2.
+    """
+    def to_nearest(images: np.ndarray) -> np.ndarray:
+        return nearest(images, images, 2)[0][:, 1]  # the nearest of all is the image itself
+
+    return float((to_nearest(images) < NEAR * np.median(to_nearest(real))).mean())
+
+
 def memorisation(fake: np.ndarray, real: np.ndarray, train: np.ndarray) -> tuple[dict, np.ndarray]:
     """Compare how close generated images and unseen real images come to a training image, in pixel distance.
 
@@ -134,7 +147,7 @@ def memorisation(fake: np.ndarray, real: np.ndarray, train: np.ndarray) -> tuple
     Returns:
         scores: `closest` and `closest_real`, the smallest `closeness` of a generated and of a real image;
             `suspicious`, the share of generated images that are closer than 99 % of the real ones (0.01 by chance).
-        rows of a picture: (10, 1 + SHOWN) int64, the index of each of the ten closest generated images, followed by
+        rows of a picture: at most (10, 1 + SHOWN) int64, the index of each of the ten closest generated images, then
             those of its nearest training images.
     """
     k = min(NEIGHBOURS, len(train))

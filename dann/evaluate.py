@@ -35,7 +35,7 @@ from dann.scoring import read_result
 ON_TARGET = "trained on target"
 ROWS = {("source", None): "trained on source", ("dann", "plain"): "DANN", ("dann", "plus"): "plus",
         ("target", None): ON_TARGET}
-SPLITS = {"val": "accuracy on val, %", "test": "accuracy on test, %",
+TITLES = {"val": "accuracy on val, %", "test": "accuracy on test, %",
           "oracle": "accuracy on test at the oracle's step (chosen by target labels, for comparison only), %"}
 ROUNDING = 2  # digits that may change, as devices and precisions round differently
 
@@ -90,9 +90,9 @@ def build_table(results: list[dict]) -> list[dict]:
 def _cell(runs: list[dict]) -> dict:
     of_seed = {}
     for run in runs:
-        for key in ("steps", "batch_size", "precision", "inputs", "parts"):  # those of earlier versions have only steps
-            if run.get(key) != (expected := runs[0].get(key)):
-                raise UserError(f"{run['run_dir']}: got {key} {run.get(key)}, expected {expected} like the other runs "
+        for key in ("steps", "batch_size", "precision", "inputs", "parts"):
+            if run[key] != (expected := runs[0][key]):
+                raise UserError(f"{run['run_dir']}: got {key} {run[key]}, expected {expected} like the other runs "
                                 "of its cell: leave it out")
         first = of_seed.setdefault(run["seed"], run)
         if first is not run and (run["mode"] != "target" or run["source"] == first["source"]):
@@ -105,7 +105,7 @@ def _cell(runs: list[dict]) -> dict:
         for split, values in scores.items() if None not in values}
 
 
-def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
+def to_markdown(cells: list[dict], splits: Iterable[str] = TITLES) -> str:
     """Return one Markdown table per split, in percent."""
     tables = []
     for split in splits:
@@ -113,7 +113,7 @@ def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
         steps = {column: statistics.mode(cell["steps"] for cell in found.values() if cell["column"] == column)
                  for _, column in found}
         if found:
-            tables.append(markdown([SPLITS[split], *(f"{column}, {usual:,} steps" for column, usual in steps.items())],
+            tables.append(markdown([TITLES[split], *(f"{column}, {usual:,} steps" for column, usual in steps.items())],
                                    [[row, *(_percent(found.get((row, column)), split, usual)
                                             for column, usual in steps.items())]
                                     for row in dict.fromkeys(row for row, _ in found)]))
@@ -123,7 +123,7 @@ def to_markdown(cells: list[dict], splits: Iterable[str] = SPLITS) -> str:
 def map_table(cells: list[dict]) -> str:
     """Return the accuracy on test (on val if no run has test) of all pairs as Markdown; UserError if there is none."""
     split, steps, domains, methods = _map(cells)
-    return markdown([f"{SPLITS[split]}, {steps:,} steps", *methods],
+    return markdown([f"{TITLES[split]}, {steps:,} steps", *methods],
                     [[f"{source} -> {target}", *(_percent(of_pair.get((source, target)), split, steps)
                                                  for of_pair in methods.values())]
                      for source in domains for target in domains
@@ -136,7 +136,7 @@ def draw_map(cells: list[dict], path: Path) -> None:
     panels = {row: {pair: (cell[split]["mean"], _other_steps(cell, steps)) for pair, cell in of_pair.items()}
               for row, of_pair in methods.items()}
     on_target = {target: drawn for (_, target), drawn in panels.pop(ON_TARGET, {}).items()}
-    heatmap.draw(panels, (ON_TARGET, on_target), domains, f"{SPLITS[split]}, {steps:,} steps", path)
+    heatmap.draw(panels, (ON_TARGET, on_target), domains, f"{TITLES[split]}, {steps:,} steps", path)
 
 
 def confusion(result: dict) -> str:

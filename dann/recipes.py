@@ -32,7 +32,8 @@ def add_recipe_flags(parser: Parser) -> None:
     """Add --recipe, --lr, and a switch for each part of a recipe."""
     parser.add_argument("--recipe", choices=("plain", "plus"), default="plus",
                         help="of --mode dann: the paper's adversary, or a teacher")
-    parser.add_argument("--lr", type=positive_float, help="initial learning rate (default: 1e-3; recipe plus: 2e-3)")
+    parser.add_argument("--lr", type=positive_float, help="initial learning rate (default: "
+                        f"{_COMMON['lr']:g}; recipe plus: {RECIPES['plus']['lr']:g})")
     group = parser.add_argument_group("parts of the recipe, to be switched on or off")
     for name, what in (("geometry", "move, scale, rotate and shear training images"),
                        ("intensity", "invert training images, change their contrast and brightness"),

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dann.recipes import RECIPES, changes_of
 from dann.validators import OF_SOURCE, VALIDATORS, Outputs, compute_validators
 
 SPLITS = ("val", "test")  # of the target, for accuracies
+SETTINGS = ("data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs")  # in result.json
 MOST = 1000  # images of each domain that the validators look at
 
 log = logging.getLogger(__name__)
@@ -137,12 +137,11 @@ def write_result(run_dir: Path, settings: dict[str, Any], scores: Scores) -> str
     kept, rows, select = scores.selected(), scores.rows, settings["select"]
     oracle = best(rows, "val") if "val" in rows[0] else None  # which only target labels can choose
     accuracies = {split: kept[split] for split in SPLITS if split in kept}
-    names = ("data", "source", "target", "mode", "recipe", "seed", "batch_size", "precision", "inputs")
     parts = {name: settings[name] for name in RECIPES[None]}
     write_json(run_dir / "result.json", {
-        **{name: settings[name] for name in names}, "parts": parts,
+        **{name: settings[name] for name in SETTINGS}, "parts": parts,
         "changes": changes_of(settings) + [f"step by {select}"] * (select != "last"),
-        **json.loads((run_dir / "done").read_text()), **accuracies, "selected_step": kept["step"],
+        **read_json(run_dir / "done", "the end of a run"), **accuracies, "selected_step": kept["step"],
         "oracle": oracle and {name: oracle[name] for name in ("step", *SPLITS) if name in oracle}})
     write_json(run_dir / "previews.json", {"previews": rows})
     method = " ".join(filter(None, (settings["mode"], settings["recipe"])))
@@ -154,7 +153,7 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     """Return result.json and "run_dir"; UserError if the file is missing, of something else, or without scores."""
     path = run_dir / "result.json"
     result = read_json(path, "the scores of a run of dann.train, which --resume auto finishes")
-    if not result.keys() >= {"data", "source", "target", "mode", "recipe", "seed", "changes", "steps", "oracle"}:
+    if not result.keys() >= {*SETTINGS, "parts", "changes", "steps", "oracle"}:
         raise UserError(f"{path} does not hold the scores of a run of dann.train: leave it out")
     if result["recipe"] not in RECIPES:
         raise UserError(f"{path}: recipe {result['recipe']} is of another version: leave it out")

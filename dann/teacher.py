@@ -5,10 +5,11 @@ Mean teachers are Tarvainen & Valpola 2017 (arXiv:1703.01780), for domain adapta
 network an augmented one, and only confident predictions become labels.
 
 A teacher that trains on its own labels predicts some digits ever less often, until they are gone. So its probabilities
-are aligned with class shares, as in ReMixMatch (Berthelot et al. 2020, arXiv:1911.09785, sec. 3.1). Those of the target
-are not known: of street numbers, one in five is a 1, and an alignment with equal shares turns a part of the ones into
-sevens. So the shares start halfway between equal ones and those that the teacher predicts (tempered, as in CReST, Wei
-et al. 2021, arXiv:2102.09559, sec. 3.3), and fade into the latter until the digits have come apart. They are then kept.
+are aligned with class shares (distribution alignment; ReMixMatch, Berthelot et al. 2020, arXiv:1911.09785, sec. 3.1).
+Those of the target are not known: of street numbers, one in five is a 1, and an alignment with equal shares turns a
+part of the ones into sevens. So the shares start halfway between equal ones and those that the teacher predicts
+(tempered, as in CReST, Wei et al. 2021, arXiv:2102.09559, sec. 3.3), and fade into the latter until the digits have
+come apart. They are then kept.
 A network that has hardly begun to learn leaves out whole digits, so labels wait until it has seen some source images.
 
 The teacher's batch normalisation sees target images only. It uses the statistics of the batch in training, and their
@@ -30,7 +31,7 @@ WAIT = 0.05  # the share of the steps before the first labels
 
 
 class Alignment(nn.Module):
-    """Align probabilities with class shares: equal ones at strength 1, nearer to their own while it falls.
+    """Distribution alignment with class shares: equal ones at strength 1, nearer to their own while it falls.
 
     When it is 0, the last shares are kept. `shares` is the running mean of the probabilities, and `wanted` are the
     shares to align with, both (10,) float32.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from common.cli import Parser, add_data_flag, add_device_flags, add_force_flag, ending, positive_int, run_main
-from common.data.folder import load_digits
+from common.data.folder import default_data, load_digits
 from common.device import select_device
 from common.errors import UserError
 from common.files import atomic_path, require_new
@@ -34,6 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--points", metavar="N", type=positive_int, default=2000, help="images per domain, at most")
     add_force_flag(parser)
     args = parser.parse_args(argv)
+    args.data = args.data or default_data()
     require_new(args.force, args.out)
     return args
 

@@ -33,7 +33,7 @@ def read_runs(run_dirs: list[Path]) -> list[dict]:
     runs = [run for run in map(read_result, run_dirs) if run["mode"] != "target"]
     if not runs:
         raise UserError("runs of mode target have no checkpoints to choose from: name others")
-    what = "the previews of a run of dann.train, which earlier versions did not write"
+    what = "the previews of a run of dann.train"
     runs = [run | {"previews": []} | read_json(run["run_dir"] / "previews.json", what) for run in runs]
     if empty := [run["run_dir"] for run in runs if not run["previews"]]:
         raise UserError(f"{empty[0] / 'previews.json'} has no previews: leave it out")

@@ -46,13 +46,12 @@ def predict(model: DigitClassifier, images: Tensor, device: torch.device, dtype:
     return features, class_logits.argmax(1)
 
 
-def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, seed: int = 0,
-          batch_size: int = BATCH_SIZE) -> DigitClassifier:
+def train(digits: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int = BATCH_SIZE) -> DigitClassifier:
     """Train with random shifts of one pixel and a one-cycle rate: one minute on two cores for 48,000 digits."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = place(DigitClassifier(), device)
     images, labels = digits.images.to(device), digits.labels.to(device)
-    batches = Batches(len(images), min(batch_size, len(images)), seed, device)
+    batches = Batches(len(images), min(batch_size, len(images)), 0, device)
     num_steps = max(MIN_STEPS, EPOCHS * len(images) // batches.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, total_steps=num_steps, pct_start=0.2)
@@ -122,6 +121,6 @@ def classification_accuracy(fake: ImageSet, real: ImageSet, val: ImageSet, devic
     """
     count, scores = min(len(fake.images), len(real.images)), {}
     for name, digits in (("cas", fake), ("cas_real", real)):
-        _, predicted = predict(train(digits.sample(count), device, dtype, 0, CAS_BATCH_SIZE), val.images, device, dtype)
+        _, predicted = predict(train(digits.sample(count), device, dtype, CAS_BATCH_SIZE), val.images, device, dtype)
         scores[name] = float((predicted == val.labels).float().mean())
     return scores

@@ -36,10 +36,9 @@ from common.run import Run
 from diffusion.loss import x0_loss
 from diffusion.pipeline import Pipeline, Setting, load_distillable, preview
 from diffusion.samplers import ddim_step, ddim_times
-from diffusion.schedule import NUM_TIMESTEPS
 from diffusion.unet import KIND
 
-GUIDANCE, CHAIN = 1.5, 8  # of the first stage (chosen in hw2_report.md, "Diffusion", section 1)
+GUIDANCE, STEPS = 1.5, 8  # of the first stage (chosen in hw2_report.md, "Diffusion", section 1)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,49 +47,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_training_flags(parser, steps=2000, batch_size=64, lr_schedule="linear")
     parser.add_argument("--teacher", metavar="CKPT", type=Path, default=RELEASED / "diffusion.pt",
                         help="the network to distil (default: the released one)")
-    parser.add_argument("--guidance", metavar="SCALE", type=cli.non_negative_float,
-                        help=f"guidance scale of the teacher (default: {GUIDANCE:g}; 1 if it is distilled)")
-    parser.add_argument("--chain", metavar="N", type=cli.positive_int,
-                        help=f"DDIM steps of the student (default: {CHAIN}; half the teacher's if it is distilled)")
     parser.add_argument("--domain", default="mnistm", help="digits to train on")
     parser.add_argument("--lr", type=cli.positive_float, default=3e-4, help="learning rate")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.99,
                         help="decay of the average of the weights, which generates the images")
-    args = cli.parse_training_args(parser, argv, lambda args: Path("runs/distill"))
-    if (args.chain or 0) > NUM_TIMESTEPS // 2:
-        parser.error(f"--chain: got {args.chain}, expected at most {NUM_TIMESTEPS // 2}, half of the teacher's steps")
-    return args
+    return cli.parse_training_args(parser, argv, lambda args: Path("runs/distill"))
 
 
-def check_teacher(teacher: Pipeline, path: Path, guidance: float, chain: int) -> None:
-    """Raise UserError if the teacher cannot be guided, or its chain is not twice as long."""
-    teacher.check(teacher.setting._replace(guidance=guidance), path)
-    if (steps := teacher.chain) and steps != 2 * chain:
-        cure = "which cannot be halved" if steps % 2 else f"got --chain {chain}, expected half of them, {steps // 2}"
-        raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)}: {cure}")
+def stage(teacher: Pipeline, path: Path) -> tuple[float, int]:
+    """Return the guidance scale of the teacher and the DDIM steps of its student; UserError if it has an odd number."""
+    if not teacher.distilled:
+        return GUIDANCE, STEPS
+    if (steps := teacher.distilled.steps) % 2:
+        raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)}, which cannot be halved")
+    return 1.0, steps // 2
 
 
-def chain_times(num_timesteps: int, chain: int) -> Tensor:
-    """Return one row of times per step of the student, (chain, 3) int64.
+def step_times(num_timesteps: int, steps: int) -> Tensor:
+    """Return one row of times per step of the student, (steps, 3) int64.
 
     They are where a step starts, where the teacher's second evaluation is, and where the step ends; -1 is the finished
     image.
     """
-    return torch.tensor([*ddim_times(num_timesteps, 2 * chain), -1]).unfold(0, 3, 2)
+    return torch.tensor([*ddim_times(num_timesteps, 2 * steps), -1]).unfold(0, 3, 2)
 
 
 @torch.no_grad()
 def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Return the x_0 with which one DDIM step from x_t ends where the teacher's steps end.
 
-    x_t is (B, 3, 28, 28) float32, and labels are (B,) int64 digits. `times` are the columns of `chain_times`, (B,)
+    x_t is (B, 3, 28, 28) float32, and labels are (B,) int64 digits. `times` are the columns of `step_times`, (B,)
     int64 each; the first is the time of x_t.
     """
     schedule, (t, middle, end) = teacher.schedule, times
     x_0 = teacher.denoise(x_t, t, labels, guidance)
     x_middle = ddim_step(schedule, x_t, x_0, t, middle)
     x_0_middle = teacher.denoise(x_middle, middle, labels, guidance)
-    if teacher.chain:
+    if teacher.distilled:
         # Take the teacher's second DDIM step, then solve x_end = ddim_step(x_t, target, t, end) for the target.
         x_end = ddim_step(schedule, x_middle, x_0_middle, middle, end)
         (signal, sigma), (end_signal, end_sigma) = schedule.scales(t), schedule.scales(end)
@@ -109,7 +102,7 @@ def train_step(student: nn.Module, optimizer: torch.optim.Optimizer, teacher: Pi
     Args:
         teacher, guidance: the network to distil, and its guidance scale.
         x_0, labels: this process's share of the batch: (B, 3, 28, 28) float32 in [-1, 1], and (B,) int64 digits.
-        times: the table from `chain_times`, on the device.
+        times: the table from `step_times`, on the device.
         dtype: in which the networks run.
     """
     schedule = teacher.schedule
@@ -134,11 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
     teacher = load_distillable(args.teacher, device)
-    if args.guidance is None:
-        args.guidance = 1.0 if teacher.distilled else GUIDANCE
-    if args.chain is None:
-        args.chain = max(1, teacher.chain // 2) if teacher.distilled else CHAIN
-    check_teacher(teacher, args.teacher, args.guidance, args.chain)
+    guidance, steps = stage(teacher, args.teacher)
     with rank_zero_first():
         digits = load_digits(args.data, args.domain, "train")
     cli.finalize_settings(args, len(digits.images))
@@ -149,8 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     ema = EMA(student, args.ema_decay)
     optimizer = capturable(torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
-    times = chain_times(teacher.schedule.num_timesteps, args.chain).to(device)
-    setting = Setting("ddim", args.chain, 1.0)
+    times = step_times(teacher.schedule.num_timesteps, steps).to(device)
+    setting = Setting("ddim", steps, 1.0)
 
     run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
               parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,
@@ -158,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def step_on(index: Tensor) -> dict[str, Tensor]:
         return train_step(student, optimizer, teacher, to_float(images[index]), all_labels[index],
-                          guidance=args.guidance, times=times, dtype=dtype)
+                          guidance=guidance, times=times, dtype=dtype)
 
     captured, pipeline = Captured(step_on, device), replace(teacher, model=ema.module)
     for step in run.steps():

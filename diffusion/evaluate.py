@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from common import cli
-from common.data.folder import load_digits
+from common.data.folder import default_data, load_digits
 from common.errors import UserError
 from common.files import require_new, write_json
 from common.images import grid, save_picture, stamp_of
@@ -49,10 +49,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="where the classifier is stored (default: a name under runs/)")
     parser.add_argument("--cas", action="store_true",
                         help="also train a classifier on the images, and one on as many real digits")
-    parser.add_argument("--neighbours", metavar="PNG", type=Path,
+    parser.add_argument("--neighbours", metavar="PNG", type=cli.ending(".png"),
                         help="write a picture: the ten images closest to a training digit, beside their nearest ones")
-    parser.add_argument("--out", metavar="JSON", type=Path, help="also write the scores to this file")
+    parser.add_argument("--out", metavar="JSON", type=cli.ending(".json"), help="also write the scores to this file")
     args = parser.parse_args(argv)
+    args.data = args.data or default_data()
     require_new(True, args.classifier, args.neighbours, args.out)  # a classifier may be stored already
     require_new(args.force, args.neighbours, args.out)
     return args

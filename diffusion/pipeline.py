@@ -23,7 +23,7 @@ from diffusion.samplers import State, ddim, ddpm, dpm_solver_pp
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
-# To add a sampler, write a generator function in samplers.py and add an entry here. Every command then offers it.
+# To add a sampler, write a generator function in samplers.py and name it here. `diffusion.inference` then offers it.
 SAMPLERS = {"ddim": ddim, "dpm-solver++": dpm_solver_pp}
 DDPM = "ddpm"  # takes all steps of the chain, so their number cannot be chosen
 DISTILLED = "diffusion-distilled.pt"  # the released network that needs the fewest evaluations
@@ -66,14 +66,9 @@ class Pipeline:
 
     @property
     def distilled(self) -> Setting | None:
-        """How a distilled network samples by default, with guidance scale 1; None for other networks."""
+        """How a distilled network samples: DDIM, the steps that it knows, and guidance scale 1; None for others."""
         setting = self.model_args.get("distilled")
         return setting and Setting(*setting)
-
-    @property
-    def chain(self) -> int | None:
-        """The DDIM steps of a distilled network, which knows no other times; None for other networks."""
-        return self.distilled and self.distilled.steps
 
     @property
     def setting(self) -> Setting:
@@ -113,9 +108,10 @@ class Pipeline:
         if self.distilled and setting.guidance != 1:
             raise UserError(f"{path} was distilled with its guidance: got guidance {setting.guidance:g}, expected 1; "
                             "for another scale, use its teacher")
-        if self.chain and setting[:2] != self.distilled[:2]:
-            raise UserError(f"{path} was distilled to {self.chain} step{'s' * (self.chain > 1)} of ddim: got "
-                            f"{setting.steps} of {setting.sampler}; for others, use its teacher")
+        if self.distilled and setting[:2] != self.distilled[:2]:
+            steps = self.distilled.steps
+            raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)} of ddim: got {setting.steps} of "
+                            f"{setting.sampler}; for others, use its teacher")
 
 
 def load_pipeline(path: Path, device: torch.device) -> Pipeline:

@@ -31,11 +31,11 @@ def colour(x: Tensor) -> Tensor:
     return mean + (x - mean) * (_uniform(x) + 0.5)
 
 
-def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
-    """Move each of (B, 3, H, W) images by up to `ratio` of its height and width; fill with zeros."""
+def translate(x: Tensor) -> Tensor:
+    """Move each of (B, 3, H, W) images by up to an eighth of its height and width; fill with zeros."""
     for dim in (2, 3):
         size = x.shape[dim]
-        reach = int(size * ratio + 0.5)
+        reach = int(size / 8 + 0.5)
         shift = torch.randint(-reach, reach + 1, (len(x), 1), device=x.device)
         source = torch.arange(size, device=x.device) - shift  # (B, size); positions outside the image give zeros
         shape = (len(x), 1, size, 1) if dim == 2 else (len(x), 1, 1, size)
@@ -44,11 +44,11 @@ def translate(x: Tensor, ratio: float = 1 / 8) -> Tensor:
     return x
 
 
-def cutout(x: Tensor, ratio: float = 1 / 2) -> Tensor:
-    """Set a rectangle of each of (B, 3, H, W) images to zero: `ratio` of its height and width, centred at random."""
+def cutout(x: Tensor) -> Tensor:
+    """Set a rectangle of each of (B, 3, H, W) images to zero: half its height and width, centred at random."""
     inside = []
     for size in x.shape[-2:]:
-        length = int(size * ratio + 0.5)
+        length = int(size / 2 + 0.5)
         start = torch.randint(0, size + 1, (len(x), 1), device=x.device) - length // 2
         position = torch.arange(size, device=x.device)
         inside.append((position >= start) & (position < start + length))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.cli import Parser, add_force_flag, run_main
+from common.cli import Parser, add_force_flag, ending, run_main
 from common.data.folder import default_data, load_faces, load_folder
 from common.errors import UserError
 from common.files import require_new, write_json
@@ -36,7 +36,7 @@ from common.scores import (
     frechet_distance,
     kernel_distance,
     memorisation,
-    nearest,
+    near_duplicates,
     small_sample_note,
 )
 from gan.extras import PADDING, inception_features, one_face_share, optional_scores
@@ -45,7 +45,6 @@ from gan.features import features
 SCALES = 3  # 64, 32 and 16 px
 # Patches per image and their side (Karras et al. 2018, sec. 5), and directions (their code).
 PATCHES, PATCH_SIZE, DIRECTIONS = 128, 7, 512
-NEAR = 0.5  # of the usual distance: near-duplicates
 # How a score is printed, and what it means; one line per number.
 PRINTED = {"swd": (".2f", ("x1000, 64 px", "x1000, 32 px", "x1000, 16 px")), "swd_mean": (".2f", ("x1000",)),
            **{name: (".3f", ("",)) for name in ("precision", "recall", "density", "coverage")},
@@ -62,9 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reference", metavar="DIR|builtin", help="real faces (default: hw2_data/face/val)")
     parser.add_argument("--train", metavar="DIR|builtin",
                         help="training set of the network (default: the folder `train` beside the reference)")
-    parser.add_argument("--neighbours", metavar="PNG", type=Path,
+    parser.add_argument("--neighbours", metavar="PNG", type=ending(".png"),
                         help="show the ten images of the first folder that are closest to training faces")
-    parser.add_argument("--out", metavar="PATH", type=Path, help="also write the scores as JSON")
+    parser.add_argument("--out", metavar="JSON", type=ending(".json"), help="also write the scores to this file")
     add_force_flag(parser)
     args = parser.parse_args(argv)
     require_new(args.force, args.neighbours, args.out)
@@ -131,18 +130,6 @@ def swd(a: Tensor, b: Tensor, seed: int) -> list[float]:
             for band_a, band_b in bands]
 
 
-def near_duplicates(images: Tensor, real: Tensor) -> float:
-    """Return the share of images whose nearest neighbour is at less than half the median distance of real neighbours.
-
-    Args:
-        images, real: (N, 3, H, W) uint8, about equally many, at least 2.
-    """
-    def to_nearest(images: Tensor) -> np.ndarray:
-        return nearest(images.numpy(), images.numpy(), 2)[0][:, 1]  # the nearest of all is the image itself
-
-    return float((to_nearest(images) < NEAR * np.median(to_nearest(real))).mean())
-
-
 def equal_sets(fake: Tensor, real: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose n generated images, n real ones and n other real ones at random, n as large as possible.
 
@@ -167,7 +154,7 @@ def measure(sets: Sequence[Tensor], real: Tensor, seed: int, optional: set[str])
         rows.append({"swd": distances, "swd_mean": sum(distances) / SCALES,
                      **fidelity_and_diversity(vectors, real_vectors),
                      "kernel": 1000 * kernel_distance(vectors, real_vectors),
-                     "near_duplicates": near_duplicates(images, real)})
+                     "near_duplicates": near_duplicates(images.numpy(), real.numpy())})
         if "one_face" in optional:
             rows[-1]["one_face"] = one_face_share(images)
         if "fid" in optional:

@@ -10,7 +10,7 @@ from common.device import autocast
 from common.distributed import rank
 from common.errors import UserError
 from common.images import grid, save_picture, to_float, to_uint8
-from gan.evaluate import near_duplicates
+from common.scores import near_duplicates
 from gan.sagan import SelfAttention
 
 WATCHED = 64  # faces of each kind that `health` measures: generated, training, validation
@@ -65,14 +65,15 @@ def health(discriminator: nn.Module, generated: Tensor, train: Tensor, val: Tens
 
     Returns:
         d_auc, the probability that D's logit of a training face is above that of a validation face (area under the ROC
-        curve), and near_duplicates, a share of the generated faces (gan.evaluate).
+        curve), and near_duplicates, a share of the generated faces (common.scores).
     """
     judge = copy.deepcopy(discriminator)  # a forward pass in training mode changes running statistics
     device = next(judge.parameters()).device
     with autocast(device, dtype):  # in one batch, or batch normalisation would tell the two apart
         d_train, d_val = judge(to_float(torch.cat([train, val]).to(device))).view(2, -1)
     d_auc = (1 + (d_train[:, None] - d_val).sign().mean()) / 2  # a tie counts half
-    return {"d_auc": d_auc, "near_duplicates": torch.tensor(near_duplicates(generated, train), device=device)}
+    repeated = near_duplicates(generated.numpy(), train.numpy())
+    return {"d_auc": d_auc, "near_duplicates": torch.tensor(repeated, device=device)}
 
 
 def diagnose(row: dict[str, float]) -> str | None:

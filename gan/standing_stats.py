@@ -22,7 +22,8 @@ def recalibrate_bn(average: nn.Module, generator: nn.Module, z: Tensor, dtype: t
 
     Args:
         average: has the averaged parameters; left in eval mode.
-        generator: the network in training; its other buffers, such as spectral normalisation's vectors, are copied.
+        generator: the network in training; its other buffers, such as spectral normalisation's vectors, are copied, and
+            follow the averaged weights during the passes.
         z: (N, z_dim), the same at every call.
         dtype: in which the network runs.
     """

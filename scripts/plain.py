@@ -59,13 +59,13 @@ def load_embedded(folder: str, count: int) -> Data:
 
 
 def settings(convolutions: bool, products: bool) -> Callable[[Callable[..., Work]], Callable[..., Work]]:
-    """Return a decorator that lets a work take its steps with these settings, and the current ones be between them.
+    """Return a decorator: a work takes each step with these settings; between steps the caller's are restored.
 
     Args:
         convolutions, products: whether a GPU may round the factors of float32 convolutions and matrix products to TF32.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    wanted = [(cudnn, "allow_tf32", convolutions), (matmul, "allow_tf32", products), (cudnn, "benchmark", False)]
+    wanted = [(cudnn, "allow_tf32", convolutions), (matmul, "allow_tf32", products)]
 
     def decorate(make: Callable[..., Work]) -> Callable[..., Work]:
         @wraps(make)

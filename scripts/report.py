@@ -143,7 +143,7 @@ def training(name: str) -> str:
     steps, batch, seconds = entry["step"], entry["args"]["batch_size"], entry["seconds"]
     time = f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
     images = f"{steps * batch:,} images{' of each domain' if entry['kind'] == 'dann' else ''}"
-    machine = entry["versions"]["machine"].replace(", 1 cores", ", 1 core")
+    machine = entry["versions"]["machine"]
     return f"{steps:,} steps of batch {batch} ({images}), seed {entry['seed']}, {time} of wall time ({machine})"
 
 
@@ -266,7 +266,7 @@ def foreign_results() -> list[str]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--data", metavar="DIR", dest="real", help="a data folder, for the pictures of real images")
+    parser.add_argument("--data", metavar="DIR", help="a data folder, for the pictures of real images")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--text", action="store_true", help="render the documents, draw nothing")
     how.add_argument("--check", action="store_true", help="write nothing, name what is stale")
@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(PROJECT / name, texts[name])
             print(f"wrote {name}")
         if not args.text:
-            draw_figures(args.real)
+            draw_figures(args.data)
         stale = []
     lines = [f"{name}: not what {DOCUMENTS[name]} renders to" for name in stale] + stale_figures()
     lines = [f"{line}: run bash scripts/report.sh" for line in lines] + foreign_results()

@@ -22,7 +22,7 @@ from common.checkpoint import MANIFEST, RELEASED
 from common.cli import Parser, run_main
 from common.device import select_device
 from common.run import Run, clock
-from common.run_folder import FREE, NOTED
+from common.run_folder import UNRELATED
 from common.tables import markdown, publish
 from dann.evaluate import build_table, column_of, row_of
 from dann.scoring import SPLITS, read_result
@@ -58,8 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def read_line(line: str, flags: Sequence[str]) -> tuple[str, str, argparse.Namespace]:
     """Return the name of a line, its training (a key of COSTS) and settings; UserError for an unknown flag."""
     _, name, *command = shlex.split(line)
-    last = int(command[2]) if command[1] == "until" else sys.maxsize
-    module, *own = command[3:] if command[1] == "until" else command
+    last = int(command[2]) if command[1:2] == ["until"] else sys.maxsize
+    module, *own = command[3:] if command[1:2] == ["until"] else command
     args = importlib.import_module(module).parse_args([*own, *flags])
     args.steps = min(last, args.steps)
     return name, getattr(args, "model", None) or getattr(args, "mode", module), args
@@ -68,7 +68,7 @@ def read_line(line: str, flags: Sequence[str]) -> tuple[str, str, argparse.Names
 def seconds(name: str, task: str, args: argparse.Namespace, machine: str) -> tuple[float, str]:
     """Return how long a training takes on a key of MACHINES, and "measured" or "computed"."""
     benchmark, machine_name = MACHINES[machine]
-    runs, entry = len(getattr(args, "seeds", [0])), _read(RELEASED / MANIFEST).get(f"{name}.pt")
+    runs, entry = len(getattr(args, "seeds", None) or [0]), _read(RELEASED / MANIFEST).get(f"{name}.pt")
     if (entry and machine_name in entry["versions"]["machine"] and entry["step"] == args.steps
             and entry["args"]["batch_size"] == args.batch_size):
         return runs * entry["seconds"], "measured"
@@ -103,7 +103,7 @@ def until(step: int, module: str, *flags: str) -> None:
 
 def differences(shipped: dict[str, Any], here: dict[str, Any]) -> str:
     """Return the settings in which two entries of a manifest differ, of those that change a training."""
-    names = sorted((shipped["args"].keys() & here["args"].keys()) - (FREE - NOTED) - {"steps", "precision"})
+    names = sorted((shipped["args"].keys() & here["args"].keys()) - UNRELATED - {"steps", "precision"})
     both = [("step", shipped["step"], here["step"]), *((n, shipped["args"][n], here["args"][n]) for n in names)]
     return ", ".join(f"{name} {b} (shipped: {a})" for name, a, b in both  # the folder of a file does not matter
                      if Path(str(a or None)).name != Path(str(b or None)).name)

@@ -63,7 +63,7 @@ done
 for word in "$@"; do
     [[ ! $word =~ ^--(data|out|device|dry-run)(=|$) ]] || fail "$word: write it before the flags of the trainings"
 done
-refuse "--model --mode --recipe --source --target --teacher --student --generated --chain --seed --seeds" \
+refuse "--model --mode --recipe --source --target --teacher --student --generated --seed --seeds" \
     "the command of its line" "$@"
 wanted=" ${wanted:-all }"
 known=" all $(line() { printf '%s ' "$1" "$2"; }; lines)"

@@ -61,20 +61,19 @@ def test_every_work_can_be_done_again_and_sets_nothing_for_others(name, side, da
     assert not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
-def test_plain_work_runs_on_the_defaults_of_pytorch_and_ours_keeps_its_settings(monkeypatch):
+def test_plain_work_runs_on_the_defaults_of_pytorch_and_ours_keeps_its_settings():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     allow_tf32(False)  # as select_device does
-    monkeypatch.setattr(cudnn, "benchmark", True)
     seen = []
 
     @plain.by_default
     def work():
         for i in range(2):
-            seen.append((cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark))
+            seen.append((cudnn.allow_tf32, matmul.allow_tf32))
             yield i
 
-    assert list(itertools.islice(work(), 2)) == [0, 1] and seen == 2 * [(True, False, False)]
-    assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == (False, False, True)
+    assert list(itertools.islice(work(), 2)) == [0, 1] and seen == 2 * [(True, False)]
+    assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
     for pair in benchmark.PAIRS.values():  # what is decorated refers to the undecorated function
         assert inspect.unwrap(pair.plain) is not pair.plain
 

@@ -17,7 +17,7 @@ TRAINERS = {  # each with flags other than their defaults
     "gan.train": (gan_train.parse_args, "--model sagan --width 32 --g-lr 3e-4 --no-augment --no-attention"),
     "diffusion.train": (diffusion_train.parse_args, "--width 8 --lr 1e-3 --no-min-snr --prediction noise --init a.pt"),
     "diffusion.adversarial": (adversarial.parse_args, "--student s.pt --teacher t.pt --generated a --lr 1e-3"),
-    "diffusion.distill": (distill.parse_args, "--teacher t.pt --chain 4 --guidance 1.5 --lr-schedule constant"),
+    "diffusion.distill": (distill.parse_args, "--teacher t.pt --lr-schedule constant"),
     "dann.train": (dann_train.parse_args, "--target svhn --lr 0.1 --no-geometry --alignment --dropout 0.3"),
 }
 

@@ -351,9 +351,10 @@ CASES = [
           for flag, name in (("out", "scores.json"), ("neighbours", "near.png"))],
         ("dann.evaluate", "", "table.md"), ("dann.evaluate", "", "table.json"), ("dann.tsne", "", "tsne.png"),
         ("common.compare", "", "curves.png"))],
-    ("one-file-for-two", "gan.evaluate", nothing, "--out a.png --neighbours a.png", "a.png is named for two"),
-    ("one-file-for-two", "diffusion.evaluate", nothing, "--out a --neighbours a", "a is named for two outputs"),
-    ("over-its-classifier", "diffusion.evaluate", nothing, "--out classifier.pt --force", "is named for two outputs"),
+    ("one-file-for-two", "diffusion.evaluate", nothing, "--out a.json --classifier a.json", "a.json is named for two"),
+    ("over-its-classifier", "diffusion.evaluate", nothing, "--out a.json --classifier a.json --force", "named for two"),
+    *[(f"{task}-{flag}", f"{task}.evaluate", nothing, f"--{flag} scores.txt", f"that ends in .{ending}")
+      for task in ("gan", "diffusion") for flag, ending in (("out", "json"), ("neighbours", "png"))],
     ("digits-missing", "diffusion.evaluate", remove("digits"), "", "no folder digits"),
     ("digits-name", "diffusion.evaluate", put("digits/three.png", png()), "", "three.png"),
     ("classifier-foreign", "diffusion.evaluate", put("classifier.pt", "text"), "", "classifier.pt is not a checkpoint"),

@@ -23,8 +23,8 @@ class Domain(NamedTuple):
     """All that the project knows of one digit domain. Only a height is needed for a domain of your own folder."""
 
     digit_height: int  # pixels of the 28 that a digit fills; MNIST fits digits into a box of 20 (LeCun et al. 1998)
-    # For common.prepare: (raw folder, seed) -> official train and test digits.
-    read: Callable[[Path, int], tuple[Digits, Digits]] | None = None
+    # For common.prepare: raw folder -> official train and test digits.
+    read: Callable[[Path], tuple[Digits, Digits]] | None = None
     # The embedded stand-in: (rng, labels, split) -> (N, 1 or 3, 28, 28) float, clipped to [0, 1] afterwards.
     paint: Callable[[np.random.Generator, np.ndarray, str], np.ndarray] | None = None
     class_shares: np.ndarray | None = None  # (10,) float, of the embedded stand-in; None: equal shares
@@ -59,12 +59,11 @@ def embedded_digits(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         images: (N, 28, 28, 3) uint8; labels: (N,) int64 in 0..9. N is `DIGIT_COUNTS[split]`.
     Raises:
-        UserError: an unknown domain, or one without a stand-in. ValueError: an unknown split.
+        UserError: the domain has no stand-in.
     """
-    name, _ = split_name(name)
     domain = DOMAINS[name]
     if domain.paint is None:
         raise UserError(f"domain '{name}' has no embedded stand-in: name its data folder with --data")
-    rng = rng_for(list(DOMAINS).index(name), split, DIGIT_COUNTS)
+    rng = rng_for(list(DOMAINS).index(name), split)
     labels = rng.choice(10, DIGIT_COUNTS[split], p=domain.class_shares)
     return to_bytes(domain.paint(rng, labels, split)), labels

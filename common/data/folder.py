@@ -257,7 +257,7 @@ def _cache_folders(data: Path) -> Iterator[Path]:
 def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int) -> torch.Tensor:
     """Load the images `names` of `folder` from the cache; if it is missing or stale, decode them and cache them."""
     start = time.perf_counter()
-    file_name = f"{key}-{_fingerprint(folder, names, size)}.npy"
+    file_name = f"{key}-{_listing_hash(folder, names, size)}.npy"
     paths = [place / file_name for place in _cache_folders(data)]
     for path in paths:
         try:
@@ -274,7 +274,7 @@ def _load_cached(data: Path, key: str, folder: Path, names: list[str], size: int
     return torch.from_numpy(images)
 
 
-def _fingerprint(folder: Path, names: list[str], size: int) -> str:
+def _listing_hash(folder: Path, names: list[str], size: int) -> str:
     """Return a hash that changes when an image is replaced, added, removed or moved."""
     listing = hashlib.sha256(f"{DECODER_VERSION}\n{size}".encode())
     try:

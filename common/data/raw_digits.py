@@ -1,7 +1,7 @@
 """Readers of the digit sets as published; MNIST-M is blended from MNIST and the photographs of BSDS500.
 
-A reader takes the raw folder and a seed, which only MNIST-M uses. It returns the official train and test digits. It
-raises Missing for a missing file and UserError for a damaged one. `common.prepare` lists where the files belong.
+A reader takes the raw folder and returns the official train and test digits. It raises Missing for a missing file and
+UserError for a damaged one. `common.prepare` lists where the files belong.
 """
 
 import gzip
@@ -44,7 +44,7 @@ class Digits(NamedTuple):
     labels: np.ndarray
 
 
-def read_mnist(raw: Path, seed: int) -> tuple[Digits, Digits]:
+def read_mnist(raw: Path) -> tuple[Digits, Digits]:
     """Read MNIST (LeCun et al. 1998), packed or unpacked."""
     paths = require(raw, MNIST_FILES)
     arrays = [_read_idx(path, num_axes) for path, num_axes in zip(paths, (3, 1, 3, 1), strict=True)]
@@ -63,7 +63,7 @@ def _read_idx(path: Path, num_axes: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8, offset=4 + 4 * num_axes).reshape(shape)
 
 
-def read_usps(raw: Path, seed: int) -> tuple[Digits, Digits]:
+def read_usps(raw: Path) -> tuple[Digits, Digits]:
     """Read USPS (Hull 1994) in LIBSVM's text format."""
     from torchvision.datasets import USPS  # slow to import
 
@@ -75,7 +75,7 @@ def read_usps(raw: Path, seed: int) -> tuple[Digits, Digits]:
     return tuple(digits)
 
 
-def read_svhn(raw: Path, seed: int) -> tuple[Digits, Digits]:
+def read_svhn(raw: Path) -> tuple[Digits, Digits]:
     """Read the cropped digits of SVHN (Netzer et al. 2011)."""
     from scipy.io import loadmat  # slow to import
 
@@ -90,10 +90,10 @@ def read_svhn(raw: Path, seed: int) -> tuple[Digits, Digits]:
     return tuple(digits)
 
 
-def read_mnistm(raw: Path, seed: int) -> tuple[Digits, Digits]:
+def read_mnistm(raw: Path) -> tuple[Digits, Digits]:
     """Blend MNIST with photographs. Train and test digits share no photograph (our choice: it prevents a leak)."""
-    splits = enumerate(zip(read_mnist(raw, seed), read_photos(raw), strict=True))
-    return tuple(Digits(blend(digits.images, photos, np.random.default_rng([seed, i])), digits.labels)
+    splits = enumerate(zip(read_mnist(raw), read_photos(raw), strict=True))
+    return tuple(Digits(blend(digits.images, photos, np.random.default_rng([0, i])), digits.labels)
                  for i, (digits, photos) in splits)
 
 

@@ -19,7 +19,7 @@ MAX_IMAGE_BYTES = 64 * 2**20  # no photograph is larger, so a zip member that cl
 log = logging.getLogger(__name__)
 
 
-def read_faces(raw: Path | None, seed: int, source: Path | None) -> tuple[dict[str, list[str]], Callable]:
+def read_faces(raw: Path | None, source: Path | None) -> tuple[dict[str, list[str]], Callable]:
     """Divide the faces of `source`, a folder or zip, into train and val. Without `source`, use the first set in `raw`.
 
     CelebA keeps its official split. A source with folders `train` and `val`, in letters of any case, keeps these; if it
@@ -45,7 +45,7 @@ def read_faces(raw: Path | None, seed: int, source: Path | None) -> tuple[dict[s
             log.warning("%s has train/ but no val/: 20 %% of train/ become val", source)
         whole = splits["train"] or names
         splits = {split: [whole[row] for row in rows]
-                  for split, rows in zip(splits, split_rows(len(whole), seed), strict=True)}
+                  for split, rows in zip(splits, split_rows(len(whole)), strict=True)}
     if left_out := len(names) - sum(map(len, splits.values())):
         log.warning("%s: %d of %d images are left out: neither train nor val", source, left_out, len(names))
     for split, members in splits.items():

@@ -76,8 +76,11 @@ def _is_web_page(path: Path | str) -> bool:
         return False
 
 
-def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide 0..num_rows-1 at random into train (80 %) and validation (20 %, at least one) rows, both sorted."""
-    order = np.random.default_rng(seed).permutation(num_rows)
+def split_rows(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide 0..num_rows-1 into train (80 %) and validation (20 %, at least one) rows, both sorted.
+
+    They are random, and always the same.
+    """
+    order = np.random.default_rng(0).permutation(num_rows)
     cut = min(round(0.8 * num_rows), num_rows - 1)
     return np.sort(order[:cut]), np.sort(order[cut:])

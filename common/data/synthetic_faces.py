@@ -16,7 +16,7 @@ IRISES = np.array([(50, 30, 20), (58, 36, 22), (98, 66, 34), (84, 104, 60), (72,
 
 def faces(split: str) -> np.ndarray:
     """Generate one split, "train" or "val", every time the same: (N, 64, 64, 3) uint8, N is `FACE_COUNTS[split]`."""
-    rng = rng_for(POSITION, split, FACE_COUNTS)
+    rng = rng_for(POSITION, split)
     chunks = range(FACE_COUNTS[split] // CHUNK)
     return np.concatenate([to_bytes(_Portraits(rng, CHUNK, split).paint()) for _ in chunks])
 

@@ -142,7 +142,7 @@ def write_svhn(raw: Path, edits: list[tuple[int, bytes]]) -> None:
 def test_raw_digits(tmp_path, pair, edits):
     write, read = pair
     write(tmp_path, edits)
-    for part in or_one_line(lambda: read(tmp_path, 0), UserError) or ():
+    for part in or_one_line(lambda: read(tmp_path), UserError) or ():
         assert len(part.images) == len(part.labels)
         assert all(0 <= label <= 9 for label in part.labels)
 
@@ -163,5 +163,5 @@ def test_zips_of_faces(tmp_path_factory, names, edits):
     path, out = here / "faces.zip", here / "deep" / "down" / "face"
     path.write_bytes(damaged(file.getvalue(), edits))
     out.mkdir(parents=True)
-    or_one_line(lambda: write_faces(here, 0, path, out), UserError)
+    or_one_line(lambda: write_faces(here, path, out), UserError)
     assert {p for p in here.rglob("*.png")} == set(out.rglob("*.png"))

@@ -123,7 +123,7 @@ def test_data_are_compared_by_their_content_and_not_by_their_name(finished, tmp_
     resume = {"resume": str(finished / "last.pt")}
     make_run(tmp_path / "renamed", nn.Linear(2, 3), **resume, data="1234").folder.release()
     with pytest.raises(UserError, match=r"trained with another content of --data, got there: resume with the same"):
-        Run(tmp_path / "replaced", "test/run", SETTINGS | resume | {"data": "there"}, {},
+        Run(tmp_path / "replaced", "test/run", SETTINGS | resume | {"data": "there", "out": "replaced"}, {},
             {"model": (model := nn.Linear(2, 3))}, model, {"data": "5678"})
 
 
@@ -322,7 +322,7 @@ def test_a_finished_run_that_is_extended_and_stopped_is_not_finished_any_more(tm
     assert json.loads((out / "done").read_text())["steps"] == 9
 
 
-@pytest.mark.parametrize(("name", "said"), [("run/last.pt", "outside the run folder"),
+@pytest.mark.parametrize(("name", "said"), [("run/last.pt", "is in the run folder"),
                                             ("manifest.json", "ends in .pt")])
 def test_a_release_replaces_no_file_of_a_run_and_no_manifest(finished, tmp_path, name, said):
     shutil.copytree(finished, tmp_path / "run")
@@ -365,6 +365,19 @@ def test_a_released_file_is_not_resumed(finished, tmp_path):
 def test_other_settings_are_named(finished, tmp_path):
     with pytest.raises(UserError, match=r"trained with width=3, got width=4"):
         make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(finished / "last.pt"), width=4)
+
+
+@pytest.mark.parametrize("change", [
+    lambda content: content["parts"].update(another={}), lambda content: content["parts"].clear(),
+    lambda content: content["args"].update(removed=True), lambda content: content["args"].pop("width"),
+    lambda content: content["args"].pop("lr"), lambda content: content.pop("starts")])
+def test_a_checkpoint_of_another_version_is_named(finished, tmp_path, change):
+    content = checkpoint.load(finished / "last.pt")
+    change(content)
+    checkpoint.save(tmp_path / "other.pt", content)
+    with pytest.raises(UserError, match=r"other.pt was written by another version of this project: start a new run"):
+        make_run(tmp_path / "run", nn.Linear(2, 3), resume=str(tmp_path / "other.pt"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_never_share_a_folder(tmp_path):

@@ -12,6 +12,7 @@ from common.scores import (
     kernel_distance,
     mean_pairwise_distance,
     memorisation,
+    near_duplicates,
     nearest,
     small_sample_note,
 )
@@ -236,3 +237,11 @@ def test_copies_of_training_images_are_found():
     assert scores["suspicious"] == 2 / 40
     assert sorted(map(tuple, rows[:2, :2].tolist())) == [(7, 150), (21, 3)]
     assert rows.shape == (10, 1 + SHOWN)
+
+
+def test_near_duplicates_are_counted():
+    noise = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8)).astype(np.uint8)
+    images, real = noise[:10].copy(), noise[10:]
+    assert near_duplicates(images, real) == 0
+    images[3], images[7] = images[0], (images[1] * 0.99).astype(np.uint8)
+    assert near_duplicates(images, real) == pytest.approx(0.4)  # 0 with 3, 1 with 7

@@ -18,7 +18,8 @@ def runs(tmp_path):
                     | {name: values.get(name, val)[i] for name in VALIDATORS if name not in without}
                     for i in range(len(val))]
         result = {"data": "hw2_data", "source": "mnistm", "target": target, "mode": mode, "recipe": None, "changes": [],
-                  "seed": 0, "steps": 10, "oracle": None, "val": 0.5}
+                  "seed": 0, "steps": 10, "batch_size": 128, "precision": "fp32", "inputs": {}, "parts": {},
+                  "oracle": None, "val": 0.5}
         (tmp_path / name).mkdir()
         (tmp_path / name / "previews.json").write_text(json.dumps({"previews": previews}))
         (tmp_path / name / "result.json").write_text(json.dumps(result))
@@ -96,13 +97,13 @@ def test_real_runs(train, capsys):
 
 
 def test_mistakes(runs, tmp_path):
-    good, earlier = runs("a", [0.5, 0.6]), runs("none", [0.5])
-    Path(earlier, "previews.json").unlink()
+    good, cut = runs("a", [0.5, 0.6]), runs("none", [0.5])
+    Path(cut, "previews.json").unlink()
     empty = runs("empty", [])
     for path, expected in ((tmp_path, "expected the scores of a run"),
                            (runs("one", [0.5], target="svhn"), "mnistm -> svhn has one checkpoint, expected at least"),
                            (good, "a run is named twice"), (empty, "empty/previews.json has no previews"),
-                           (earlier, "previews.json .* earlier versions did not write")):
+                           (cut, "previews.json .* expected the previews of a run")):
         with pytest.raises(UserError, match=expected):
             main([good, str(path)])
     with pytest.raises(UserError, match=r"\.md"):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_the_student_is_trained_at_every_time_of_its_chain(teacher, monkeypatch)
     torch.manual_seed(0)
     distill.train_step(student, torch.optim.Adam(student.parameters()), teacher,
                        torch.zeros(10_000, 3, 1, 1), torch.zeros(10_000, dtype=torch.int64), guidance=2.0,
-                       times=distill.chain_times(1000, 4), dtype=torch.float32)
+                       times=distill.step_times(1000, 4), dtype=torch.float32)
     assert sorted(set(trained_at)) == [249, 499, 749, 999]
 
 
@@ -125,7 +126,7 @@ def test_one_step_by_hand(teacher):
     x_0, labels = torch.rand(6, 3, 28, 28) * 2 - 1, torch.arange(6)
     torch.manual_seed(1)
     metrics = distill.train_step(student, optimizer, teacher, x_0, labels, guidance=2.0,
-                                 times=distill.chain_times(1000, 4), dtype=torch.float32)
+                                 times=distill.step_times(1000, 4), dtype=torch.float32)
 
     torch.manual_seed(1)
     position = torch.randint(0, 4, (6,))
@@ -146,16 +147,21 @@ def test_one_step_by_hand(teacher):
     torch.testing.assert_close(dict(student.named_parameters()), dict(by_hand.named_parameters()))
 
 
+@pytest.mark.parametrize(("distilled", "guidance", "steps"), [(None, 1.5, 8), (["ddim", 8, 1.0], 1.0, 4)])
+def test_the_first_teacher_is_guided_and_later_ones_are_halved(teacher, distilled, guidance, steps):
+    teacher = dataclasses.replace(teacher, model_args=teacher.model_args | {"distilled": distilled})
+    assert distill.stage(teacher, Path("teacher.pt")) == (guidance, steps)
+
+
 @pytest.mark.slow
 def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, tmp_path):
     assert run(digits_dir, released, tmp_path / "first", "--lr", "1e-12", "--ema-decay", "0") == 0
     first = load_pipeline(tmp_path / "first" / "last.pt", torch.device("cpu"))
-    assert first.setting == Setting("ddim", 8, 1) and weights(tmp_path / "first")["args"]["guidance"] == 1.5
+    assert first.setting == Setting("ddim", 8, 1)
     for name, value in teacher.model.state_dict().items():  # it starts from the teacher's weights
         torch.testing.assert_close(first.model.state_dict()[name], value, rtol=0, atol=1e-6)
 
     assert run(digits_dir, tmp_path / "first" / "last.pt", tmp_path / "short") == 0
-    assert weights(tmp_path / "short")["args"]["guidance"] == 1
     short = load_pipeline(tmp_path / "short" / "last.pt", torch.device("cpu"))
     assert short.setting == Setting("ddim", 4, 1)
     inference.main([str(tmp_path / "denoising.gif"), "--weights", str(tmp_path / "short" / "last.pt"), "--gif",
@@ -167,24 +173,19 @@ def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_unbroken(digits_dir, released, tmp_path):
-    flags = ["--chain", "2"]
-    run(digits_dir, released, tmp_path / "whole", *flags)
+    run(digits_dir, released, tmp_path / "whole")
     with killed(distill, 3):
-        run(digits_dir, released, tmp_path / "broken", *flags)
+        run(digits_dir, released, tmp_path / "broken")
     assert weights(tmp_path / "broken")["step"] == 2
-    run(digits_dir, released, tmp_path / "broken", *flags, "--resume", "auto")
+    run(digits_dir, released, tmp_path / "broken", "--resume", "auto")
     assert same(*(weights(tmp_path / name)["parts"] for name in ("whole", "broken")))
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "broken/metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("distilled", "more", "message"), [
-    (None, ["--chain", "501"], "at most 500"),
-    (None, ["--chain", "0"], ">= 1"),
     (None, ["--teacher", "nowhere.pt"], "no checkpoint at nowhere.pt"),
-    (["ddim", 8, 1.0], ["--guidance", "2"], "was distilled with its guidance"),
-    (["ddim", 8, 1.0], ["--chain", "8"], "was distilled to 8 steps: got --chain 8, expected half of them, 4"),
-    (["ddim", 5, 1.0], ["--chain", "2"], "was distilled to 5 steps: which cannot be halved"),
-    (["ddim", 1, 1.0], [], "was distilled to 1 step: which cannot be halved"),
+    (["ddim", 5, 1.0], [], "was distilled to 5 steps, which cannot be halved"),
+    (["ddim", 1, 1.0], [], "was distilled to 1 step, which cannot be halved"),
 ])
 def test_mistakes_end_in_one_line_and_write_nothing(digits_dir, teacher, tmp_path, distilled, more, message):
     path = save(tmp_path / "teacher.pt", teacher.model, **{"distilled": distilled} if distilled else {})

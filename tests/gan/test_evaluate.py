@@ -18,7 +18,6 @@ from gan.evaluate import (
     laplacian_pyramid,
     main,
     measure,
-    near_duplicates,
     patches,
     sliced_wasserstein,
     swd,
@@ -67,13 +66,6 @@ def test_same_set_is_close_and_noise_is_far(smooth, noise):
     assert max(same) < 50  # not 0: the patches differ
     assert all(a < c and b < c for a, b, c in zip(same, half, far, strict=True))
     assert far[0] > 4 * max(same[0], half[0])  # noise differs most in the finest band
-
-
-def test_near_duplicates_are_counted(noise):
-    images, real = noise[:10].clone(), noise[10:]
-    assert near_duplicates(images, real) == 0
-    images[3], images[7] = images[0], (images[1].float() * 0.99).to(torch.uint8)
-    assert near_duplicates(images, real) == pytest.approx(0.4)  # 0 with 3, 1 with 7
 
 
 def test_scores_take_equal_counts_and_disjoint_real_sets(smooth):

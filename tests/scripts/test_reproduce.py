@@ -85,7 +85,7 @@ def test_every_cell_of_the_table_has_a_line(lines):
     every = [(name, vars(args), seed) for name, args in settings_of(lines).items() if "seeds" in args
              for seed in args.seeds]
     found = [settings | {"seed": seed, "changes": changes_of(settings), "oracle": None, "val": 0.5, "test": 0.5,
-                         "run_dir": name} for name, settings, seed in every]
+                         "inputs": {}, "parts": {}, "run_dir": name} for name, settings, seed in every]
 
     def key(cell):
         return cell["row"], cell["column"], cell["steps"], cell["seeds"]
@@ -145,7 +145,8 @@ def shipped(tmp_path, monkeypatch):
 
 def result(test, **changes):
     return {"data": "hw2_data", "source": "mnistm", "target": "svhn", "mode": "dann", "recipe": "plus", "seed": 0,
-            "changes": [], "steps": 8000, "oracle": None, "test": test} | changes
+            "changes": [], "steps": 8000, "batch_size": 128, "precision": "fp32", "inputs": {}, "parts": {},
+            "oracle": None, "test": test} | changes
 
 
 def test_the_plan_says_what_was_measured_and_what_is_computed(shipped, lines):

@@ -17,7 +17,7 @@ from tests.common.data.raw_sets import face, write_lfwcrop
 
 def test_a_split_of_the_source_is_kept_and_other_files_are_ignored(tmp_path):
     members = write_lfwcrop(tmp_path)
-    splits, read = read_faces(tmp_path, 0, None)
+    splits, read = read_faces(tmp_path, None)
     assert [len(names) for names in splits.values()] == [3, 4] and {*splits["train"], *splits["val"]} == set(members)
     assert read("face/train/00001.jpg") == (members["face/train/00001.jpg"], ".jpg")  # 64x64: the same bytes
 
@@ -54,7 +54,7 @@ def test_folders_divide_a_source_and_what_is_left_out_is_counted(tmp_path, caplo
             for name in names:
                 archive.write(source / name, name if name[0] == "." else name.replace("/", zipped))
         source = tmp_path / "mine.zip"
-    splits, read = read_faces(None, 0, source)
+    splits, read = read_faces(None, source)
     assert [len(members) for members in splits.values()] == counts
     assert not set(splits["train"]) & set(splits["val"])
     assert all(read(name) for name in splits["train"] + splits["val"])
@@ -68,7 +68,7 @@ def test_linked_folders_are_read_circles_are_not_followed_and_pipes_are_left_out
     (tmp_path / "mine" / "train" / "circle").symlink_to(tmp_path / "mine")
     (tmp_path / "else" / "faces" / "circle").symlink_to(tmp_path / "else" / "faces")
     os.mkfifo(tmp_path / "mine" / "train" / "z.png")
-    splits, _ = read_faces(None, 0, tmp_path / "mine")
+    splits, _ = read_faces(None, tmp_path / "mine")
     assert splits == {"train": numbered("train"), "val": numbered("val")}
     assert "1 of 11 files are left out (1 not files)" in caplog.text
 
@@ -76,14 +76,14 @@ def test_linked_folders_are_read_circles_are_not_followed_and_pipes_are_left_out
 def test_a_source_with_val_alone_is_refused(tmp_path):
     spread(tmp_path, numbered("val"))
     with pytest.raises(UserError, match="has no train faces"):
-        read_faces(None, 0, tmp_path)
+        read_faces(None, tmp_path)
 
 
 def test_celeba_is_known_by_its_name_even_as_the_working_directory(tmp_path, monkeypatch):
     spread(tmp_path / "img_align_celeba", numbered("x"))
     (tmp_path / "list_eval_partition.txt").write_text("".join(f"{i}.png {i % 2}\n" for i in range(5)))
     monkeypatch.chdir(tmp_path / "img_align_celeba")
-    assert [len(names) for names in read_faces(None, 0, Path())[0].values()] == [3, 2]
+    assert [len(names) for names in read_faces(None, Path())[0].values()] == [3, 2]
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error_that_prepare_names(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_that_prepare_names(tmp_path,
 
     monkeypatch.setattr("os.scandir", refused)
     with pytest.raises(PermissionError) as error:
-        read_faces(None, 0, tmp_path)
+        read_faces(None, tmp_path)
     assert error.value.filename == str(tmp_path)
 
 
@@ -108,13 +108,13 @@ def test_a_face_is_cropped_to_its_central_square():
 
 def test_without_any_faces_the_message_says_what_to_put_where(tmp_path):
     with pytest.raises(Missing, match=f"put CelebA into {tmp_path}/celeba, or LFWcrop's .*, or name others by --faces"):
-        read_faces(tmp_path, 0, None)
+        read_faces(tmp_path, None)
 
 
 def test_a_source_that_is_too_small_to_divide_is_refused(tmp_path):
     (tmp_path / "0.png").write_bytes(face((70, 90), 20, "png"))
     with pytest.raises(UserError, match="has no train faces: add more images, or a train/ and a val/ folder"):
-        read_faces(tmp_path, 0, tmp_path)
+        read_faces(tmp_path, tmp_path)
 
 
 def test_a_zip_bomb_is_refused(tmp_path):
@@ -123,6 +123,6 @@ def test_a_zip_bomb_is_refused(tmp_path):
         for split in ("train", "val"):
             archive.writestr(f"face/{split}/0.png", bytes(MAX_IMAGE_BYTES + 1))
     assert path.stat().st_size < 2**20
-    _, read = read_faces(tmp_path, 0, path)
+    _, read = read_faces(tmp_path, path)
     with pytest.raises(UserError, match="64 MiB unpacked"):
         read("face/train/0.png")

@@ -13,7 +13,6 @@ from sklearn.linear_model import LogisticRegression
 
 from common.data import domains, ingredients, synthetic_faces
 from common.data.domains import DOMAINS
-from common.errors import UserError
 
 PAINTED = [name for name, domain in DOMAINS.items() if domain.paint]
 ROOT = Path(__file__).parents[3]
@@ -184,16 +183,3 @@ print(*(name for name in opened if not name.endswith((".py", ".pyc"))))
 print(*({"sklearn", "matplotlib", "scipy"} & set(sys.modules)))
 """
     assert run_python(code) == ""
-
-
-@pytest.mark.parametrize(
-    ("call", "kind", "message"),
-    [
-        (lambda: domains.embedded_digits("cat", "train"), UserError, "unknown domain 'cat': choose from mnist, mnistm"),
-        (lambda: domains.embedded_digits("mnist", "dev"), ValueError, "split 'dev', expected one of train, val, test"),
-        (lambda: synthetic_faces.faces("test"), ValueError, "split 'test', expected one of train, val"),
-    ],
-)
-def test_a_wrong_name_says_what_was_expected(call, kind, message):
-    with pytest.raises(kind, match=message):
-        call()
