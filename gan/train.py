@@ -3,11 +3,11 @@
     python -m gan.train --model sagan --data hw2_data --out runs/gan-sagan
 
 DCGAN (Radford et al. 2016, arXiv:1511.06434) uses the non-saturating loss, SAGAN (Zhang et al. 2019, arXiv:1805.08318)
-the hinge loss. Training differs from the papers: a moving average (EMA) of G generates the images, D sees augmented
-images (Zhao et al. 2020, arXiv:2006.10738) and mirrored faces, learning rates fall to 0 over the second half, batches
-have 64 faces, and SAGAN's G learns as fast as its D. But for the mirroring, the papers' own recipe is `--no-augment
---lr-schedule constant --ema-decay 0`, for DCGAN with `--batch-size 128`, for SAGAN with `--batch-size 256 --g-lr 1e-4`
-(two rates: Heusel et al. 2017, arXiv:1706.08500).
+the hinge loss. Training differs from the papers: a moving average (EMA) of G generates the images, D sees mirrored
+faces too, learning rates fall to 0 over the second half, batches have 64 faces, and SAGAN's G learns as fast as its D.
+But for the mirroring, the papers' own recipe is `--lr-schedule constant --ema-decay 0`, for DCGAN with `--batch-size
+128`, for SAGAN with `--batch-size 256 --g-lr 1e-4` (two rates: Heusel et al. 2017, arXiv:1706.08500). For a few
+thousand faces, `--augment` shows D changed images (Zhao et al. 2020, arXiv:2006.10738).
 
 The run folder holds last.pt (for resume and inference), samples/ (32 faces, always from the same noise), curves.png and
 metrics.jsonl, which docs/training-logs.md explains.
@@ -51,10 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help=f"learning rate of G ({of_model('g_lr')})")
     parser.add_argument("--d-lr", metavar="LR", type=cli.positive_float,
                         help=f"learning rate of D ({of_model('d_lr')})")
-    parser.add_argument("--ema-decay", metavar="DECAY", type=cli.fraction, default=0.999,
+    parser.add_argument("--ema-decay", metavar="DECAY", type=cli.fraction, default=0.998,
                         help="of the average of G, per step; 0.995 suits a few thousand steps")
-    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
-                        help="show D changed colours, positions and cut-outs (default: on)")
+    parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=False,
+                        help="show D changed colours, positions and cut-outs (default: off)")
     parser.add_argument("--no-attention", action="store_true", help="sagan: leave out the attention layers")
     args = cli.parse_training_args(parser, argv, lambda args: Path(f"runs/gan-{args.model}"))
     if args.model is None:

@@ -28,7 +28,7 @@ run -m diffusion.evaluate $out/digits --data builtin --domain mnist --classifier
 
 # Faces, from noise.
 run -m gan.train --model dcgan --data builtin --width 24 --epochs 15 --batch-size 32 --g-lr 4e-4 --d-lr 4e-4 \
-    --ema-decay 0.99 --log-every 100 --sample-every 100 --out $out/gan --resume auto
+    --augment --ema-decay 0.99 --log-every 100 --sample-every 100 --out $out/gan --resume auto
 run -m gan.inference $out/faces --model dcgan --weights $out/gan/last.pt --n 200
 run -m gan.evaluate $out/faces --reference builtin --out $out/faces.json --force
 

@@ -15,10 +15,8 @@ faces=LFWcrop  # what hw2_data/face was when weights/ was trained
 # A line with the name of a file of weights/ is also released.
 # SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN").
 lines() {
-    local gan="gan.train --no-augment --ema-decay 0.998"
-
-    line faces dcgan $gan --model dcgan --steps 8580
-    line faces sagan scripts.reproduce until 4600 $gan --model sagan --batch-size 32 --steps 7175
+    line faces dcgan gan.train --model dcgan --steps 8580
+    line faces sagan scripts.reproduce until 4600 gan.train --model sagan --batch-size 32 --steps 7175
 
     line digits diffusion diffusion.train --batch-size 256 --lr 1e-3 --steps 7800
     line digits diffusion-8 diffusion.distill --teacher "$out/weights/diffusion.pt" --steps 750

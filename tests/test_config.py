@@ -14,7 +14,7 @@ from gan import train as gan_train
 
 SHARED = "--data mine --steps 7 --batch-size 4 --seed 5 --precision bf16 --log-every 3 --sample-every 2 --save-every 9"
 TRAINERS = {  # each with flags other than their defaults
-    "gan.train": (gan_train.parse_args, "--model sagan --width 32 --g-lr 3e-4 --no-augment --no-attention"),
+    "gan.train": (gan_train.parse_args, "--model sagan --width 32 --g-lr 3e-4 --augment --no-attention"),
     "diffusion.train": (diffusion_train.parse_args, "--width 8 --lr 1e-3 --no-min-snr --prediction noise --init a.pt"),
     "diffusion.adversarial": (adversarial.parse_args, "--student s.pt --teacher t.pt --generated a --lr 1e-3"),
     "diffusion.distill": (distill.parse_args, "--teacher t.pt --lr-schedule constant"),

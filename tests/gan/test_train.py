@@ -154,9 +154,9 @@ def test_defaults_of_each_model_and_overrides():
     dcgan, sagan = (parse_args(["--model", model, "--data", "x"]) for model in ("dcgan", "sagan"))
     assert recipe(dcgan) == ("non-saturating", 2e-4, 2e-4, "runs/gan-dcgan")
     assert recipe(sagan) == ("hinge", 4e-4, 4e-4, "runs/gan-sagan")
-    assert sagan.batch_size == 64 and sagan.ema_decay == 0.999 and sagan.augment and sagan.lr_schedule == "linear-half"
-    mixed = parse_args(["--model", "dcgan", "--loss", "hinge", "--d-lr", "1e-3", "--no-augment", "--data", "x"])
-    assert (mixed.loss, mixed.g_lr, mixed.d_lr, mixed.augment) == ("hinge", 2e-4, 1e-3, False)
+    assert (sagan.batch_size, sagan.ema_decay, sagan.augment, sagan.lr_schedule) == (64, 0.998, False, "linear-half")
+    mixed = parse_args(["--model", "dcgan", "--loss", "hinge", "--d-lr", "1e-3", "--augment", "--data", "x"])
+    assert (mixed.loss, mixed.g_lr, mixed.d_lr, mixed.augment) == ("hinge", 2e-4, 1e-3, True)
 
 
 def test_constant_rates(run_gan, tmp_path):
