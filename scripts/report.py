@@ -63,9 +63,11 @@ SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teac
 OTHER_SETTINGS = {**{f"samplers-{setting}": "diffusion.pt" for setting in (
     "5-2", "10-1", "10-1.25", "10-1.5", "10-1.75", "10-2", "20-2")}, "digits-10000": DISTILLED}
 CELLS = ("dann",)  # results of dann.evaluate
-OPTIONAL_FACE_SCORES = {  # key -> title and format
-    "near_duplicates": ("near-duplicates", ".1%"), "suspicious": ("close to a training face", ".1%"),
-    "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
+# Columns of a table of scores, if all rows have them: key -> title and format. Those of the SWD, x1000, come first.
+FACE_SCORES = {
+    "swd_64": ("SWD 64 px", ".1f"), "swd_32": ("32 px", ".1f"), "swd_16": ("16 px", ".1f"), "swd_mean": ("mean", ".1f"),
+    "recall": ("recall", ".2f"), "coverage": ("coverage", ".2f"), "near_duplicates": ("near-duplicates", ".1%"),
+    "suspicious": ("close to a training face", ".1%"), "one_face": ("exactly one face", ".1%"), "fid": ("FID", ".1f")}
 DIGIT_SCORES = {
     "accuracy": ("accuracy", ".1%"), "frechet": ("Frechet distance", ".2f"), "precision": ("precision", ".2f"),
     "recall": ("recall", ".2f"), "coverage": ("coverage", ".2f"), "variety": ("variety", ".2f")}
@@ -84,36 +86,27 @@ def result(name: str) -> Any:
     return read_json(f"report/{name}.json")
 
 
-def faces_table(rows: dict[str, dict]) -> str:
-    """Return scores by gan.evaluate as Markdown, one row per title; SWD is x1000."""
-    first, *others = rows.values()
-    if any(first[key] != other[key] for other in others for key in ("reference", "images", "swd_real")):
-        raise ValueError("the rows were not measured against the same faces")
-    more = {key: about for key, about in OPTIONAL_FACE_SCORES.items() if all(key in row for row in rows.values())}
-
-    def line(title: str, scores: dict, suffix: str = "") -> list[str]:
-        swd = scores["swd" + suffix]
-        return [title, *(f"{x:.1f}" for x in (*swd, statistics.mean(swd))),
-                *(format(scores[key + suffix], form) if key + suffix in scores else "-"
-                  for key, (_, form) in more.items())]
-
-    titles = [f"{first['images']} images against {first['reference']}", "SWD 64 px", "32 px", "16 px", "mean",
-              *(title for title, _ in more.values())]
-    return markdown(titles, [*(line(title, scores) for title, scores in rows.items()),
-                             line("real against real", first, "_real")])
-
-
-def digits_table(rows: dict[str, dict]) -> str:
-    """Return scores by diffusion.evaluate as Markdown, one row per title."""
+def scores_table(rows: dict[str, dict]) -> str:
+    """Return scores by gan.evaluate or by diffusion.evaluate as Markdown, one row per title, and one of real images."""
     first = next(iter(rows.values()))
-    if any(first[key] != row[key] for row in rows.values() for key in ("images", "frechet_real")):
-        raise ValueError("the rows were not measured against the same digits")
-    columns = {key: about for key, about in DIGIT_SCORES.items() if all(key in row for row in rows.values())}
-    real = {key: first[f"{key}_real"] for key in columns if f"{key}_real" in first} | {
-        "accuracy": first["classifier_accuracy_on_val"], "variety": 1}
-    return markdown([f"{first['images']} digits", *(title for title, _ in columns.values())],
-                    [[title, *(format(row[key], form) for key, (_, form) in columns.items())]
-                     for title, row in (rows | {"real digits": real}).items()])
+    what, columns, same = (("faces", FACE_SCORES, ("images", "reference", "swd_real")) if "swd" in first else
+                           ("digits", DIGIT_SCORES, ("images", "frechet_real")))
+    if any(first[key] != row[key] for row in rows.values() for key in same):
+        raise ValueError("the rows were not measured against the same images")
+    real = {key.removesuffix("_real"): value for key, value in first.items() if key.endswith("_real")}
+    if what == "digits":
+        real |= {"accuracy": first["classifier_accuracy_on_val"], "variety": 1}
+    else:
+        rows, real = {title: _with_bands(row) for title, row in rows.items()}, _with_bands(real)
+    columns = {key: about for key, about in columns.items() if all(key in row for row in rows.values())}
+    return markdown([f"{first['images']} {what}", *(title for title, _ in columns.values())],
+                    [[title, *(format(row[key], form) if key in row else "-" for key, (_, form) in columns.items())]
+                     for title, row in (rows | {f"real {what}": real}).items()])
+
+
+def _with_bands(scores: dict) -> dict:
+    """Add each band of the SWD, and their mean."""
+    return scores | dict(zip(FACE_SCORES, (*scores["swd"], statistics.mean(scores["swd"])), strict=False))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -128,7 +121,7 @@ def table(name: str) -> str:
     if name in TABLES:
         return TABLES[name]().rstrip()
     rows = {title: result(source) for title, source in result("tables")[name].items()}
-    return (digits_table if "frechet" in next(iter(rows.values())) else faces_table)(rows).rstrip()
+    return scores_table(rows).rstrip()
 
 
 def network(name: str, part: str) -> str:

@@ -255,31 +255,31 @@ def test_a_field_is_found_by_keys_with_spaces_and_a_list_counts_by_its_mean(proj
 def test_the_faces_table_shows_what_all_rows_have():
     scores = {"reference": "faces", "images": 10, "swd": [1, 2, 6], "swd_real": [0.5, 0.5, 2],
               "near_duplicates": 0.25, "near_duplicates_real": 0, "suspicious": 0.02}
-    assert report.faces_table({"A": scores | {"fid": 3, "fid_real": 1}, "B": scores | {"suspicious": 0.03}}) == """\
-| 10 images against faces | SWD 64 px | 32 px | 16 px | mean | near-duplicates | close to a training face |
+    assert report.scores_table({"A": scores | {"fid": 3, "fid_real": 1}, "B": scores | {"suspicious": 0.03}}) == """\
+| 10 faces | SWD 64 px | 32 px | 16 px | mean | near-duplicates | close to a training face |
 | --- | --- | --- | --- | --- | --- | --- |
 | A | 1.0 | 2.0 | 6.0 | 3.0 | 25.0% | 2.0% |
 | B | 1.0 | 2.0 | 6.0 | 3.0 | 25.0% | 3.0% |
-| real against real | 0.5 | 0.5 | 2.0 | 1.0 | 0.0% | - |
+| real faces | 0.5 | 0.5 | 2.0 | 1.0 | 0.0% | - |
 """
-    with pytest.raises(ValueError, match="not measured against the same faces"):
-        report.faces_table({"A": scores, "B": scores | {"reference": "other faces"}})
+    with pytest.raises(ValueError, match="not measured against the same images"):
+        report.scores_table({"A": scores, "B": scores | {"reference": "other faces"}})
 
 
 def test_the_digits_table_has_the_scores_of_all_rows_and_real_digits():
     scores = {"images": 10, "accuracy": 0.9, "classifier_accuracy_on_val": 0.75, "frechet": 3, "frechet_real": 1,
               "variety": 0.5, "recall": 0.25, "recall_real": 0.125}
     without = {key: value for key, value in scores.items() if "recall" not in key}
-    assert report.digits_table({"A": scores, "B": scores | {"recall": 0}}) == """\
+    assert report.scores_table({"A": scores, "B": scores | {"recall": 0}}) == """\
 | 10 digits | accuracy | Frechet distance | recall | variety |
 | --- | --- | --- | --- | --- |
 | A | 90.0% | 3.00 | 0.25 | 0.50 |
 | B | 90.0% | 3.00 | 0.00 | 0.50 |
 | real digits | 75.0% | 1.00 | 0.12 | 1.00 |
 """
-    assert "recall" not in report.digits_table({"A": scores, "B": without})
-    with pytest.raises(ValueError, match="not measured against the same digits"):
-        report.digits_table({"A": scores, "B": scores | {"frechet_real": 2}})
+    assert "recall" not in report.scores_table({"A": scores, "B": without})
+    with pytest.raises(ValueError, match="not measured against the same images"):
+        report.scores_table({"A": scores, "B": scores | {"frechet_real": 2}})
 
 
 def test_the_strip_is_faces_digits_and_adapted_features_of_one_height(project):
