@@ -144,9 +144,9 @@ def confusion(result: dict) -> str:
     if "val" not in result:
         raise UserError(f"{result['run_dir']} has no val digits with labels: leave it out, or --confusion")
     device = select_device("auto")
-    model, model_args = load_network(result["run_dir"] / "last.pt", device)
+    model, _ = load_network(result["run_dir"] / "last.pt", device)
     digits = load_digits(result["data"], result["target"], "val")
-    predicted = predict(model, digits.images, model_args["standardise"], device)[1].argmax(1)
+    predicted = predict(model, digits.images, device)[1].argmax(1)
     counts = torch.bincount(10 * digits.labels + predicted, minlength=100).view(10, 10)
     if abs(counts.trace().item() - round(result["val"] * len(digits.labels))) > ROUNDING:
         raise UserError(f"{result['run_dir']}: data or last.pt changed since result.json: restore them, or train again")

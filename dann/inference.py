@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     device = select_device(args.device)
     model, model_args = load_network(args.weights, device)
     readable, broken = load_readable(args.test_dir, DIGIT_SIZE)
-    digits = predict(model, readable.images, model_args["standardise"], device)[1].argmax(1)
+    digits = predict(model, readable.images, device)[1].argmax(1)
     with atomic_path(args.out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([("image_name", "label"), *zip(readable.names, digits.tolist(), strict=True)])

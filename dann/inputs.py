@@ -99,12 +99,11 @@ def _uniform(images: Tensor, low: float, high: float, *shape: int) -> Tensor:
     return torch.empty(len(images), *shape, device=images.device).uniform_(low, high)
 
 
-def network_input(images: Tensor, standardised: bool = True, scale: tuple[float, float] | None = None,
-                  recolour: bool = False, rephotograph: bool = False) -> Tensor:
-    """Convert images (B, 3, 28, 28) from uint8 to float32 in channels_last, and prepare them for the network.
+def network_input(images: Tensor, scale: tuple[float, float] | None = None, recolour: bool = False,
+                  rephotograph: bool = False) -> Tensor:
+    """Convert images (B, 3, 28, 28) from uint8 to float32 in channels_last, standardise and, if asked for, change them.
 
     Args:
-        standardised: apply `standardise`; otherwise values stay in [-1, 1].
         scale: range of scales for random `geometry`; None leaves the geometry unchanged.
         recolour: apply random `intensity`.
         rephotograph: apply random `photograph`.
@@ -112,8 +111,7 @@ def network_input(images: Tensor, standardised: bool = True, scale: tuple[float,
     x = to_float(images)
     if scale is not None:
         x = geometry(x, scale)
-    if standardised:
-        x = standardise(x)
+    x = standardise(x)
     if recolour:
         x = intensity(x)
     if rephotograph:
@@ -121,7 +119,6 @@ def network_input(images: Tensor, standardised: bool = True, scale: tuple[float,
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def picture(batches: list[Tensor], standardised: bool) -> Image.Image:
-    """Arrange the first 16 network inputs of each batch to look at; standardised ones are shown at half contrast."""
-    shown = torch.cat([x[:16] for x in batches])
-    return grid(to_uint8(shown * (0.5 if standardised else 1)), columns=8, scale=2)
+def picture(batches: list[Tensor]) -> Image.Image:
+    """Arrange the first 16 network inputs of each batch to look at, at half contrast."""
+    return grid(to_uint8(torch.cat([x[:16] for x in batches]) / 2), columns=8, scale=2)

@@ -13,9 +13,9 @@ KIND = "dann"  # of its checkpoints
 class DANN(nn.Module):
     """Digit and domain logits from shared features (fig. 1).
 
-    Images are (B, 3, 28, 28) float32: standardised per image (mean 0, standard deviation 1), or in [-1, 1] if the
-    network was trained with --no-standardise. `dann.inputs.network_input` prepares them. `dropout` is the share of
-    feature channels that a training step leaves out.
+    Images are (B, 3, 28, 28) float32, standardised one by one (mean 0, standard deviation 1), as
+    `dann.inputs.network_input` prepares them. `dropout` is the share of feature channels that a training step leaves
+    out.
     """
 
     def __init__(self, dropout: float = 0.5) -> None:

@@ -15,7 +15,7 @@ BATCH = 1000  # images per forward pass
 
 
 def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]]:
-    """Return a network on the device, and its model_args: source, target, mode, recipe and standardise.
+    """Return a network on the device, and its model_args: source, target, mode and recipe.
 
     Raises UserError if the file is missing, damaged, or not a checkpoint of DANN.
     """
@@ -26,15 +26,14 @@ def load_network(path: Path, device: torch.device) -> tuple[DANN, dict[str, Any]
 
 
 @torch.no_grad()
-def predict(model: DANN, images: Tensor, standardise: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def predict(model: DANN, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return features (N, 768) and class logits (N, 10), both float32 on the CPU, of uint8 images (N, 3, 28, 28).
 
-    `standardise` says whether the network was trained on standardised images. The network is on `device`, and is left
-    in eval mode.
+    The network is on `device`, and is left in eval mode.
     """
     model.eval()
     features, logits = [], []
     for batch in images.split(BATCH):
-        features.append(model.features(network_input(batch.to(device), standardise)))
+        features.append(model.features(network_input(batch.to(device))))
         logits.append(model.classifier(features[-1]))
     return torch.cat(features).cpu(), torch.cat(logits).cpu()

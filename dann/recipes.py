@@ -16,8 +16,8 @@ from common.cli import Parser, fraction, positive_float
 from common.errors import UserError
 
 MODES = ("source", "dann", "target")  # trained on source alone, on source and adapted to target, on target alone
-_COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "alignment": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
+_COMMON = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "adversary": False,
+           "teacher": False, "alignment": False, "target_only": 0.0, "dropout": 0.5, "lr": 1e-3,
            "lr_schedule": "cosine"}
 OF_BOTH = ("adversary", "teacher", "alignment", "target_only", "neighbours")  # parts that take images of both domains
 RECIPES: dict[str | None, dict[str, Any]] = {
@@ -39,7 +39,6 @@ def add_recipe_flags(parser: Parser) -> None:
                        ("intensity", "invert training images, change their contrast and brightness"),
                        ("photograph", "tint, blur, sharpen and light training images, and add noise"),
                        ("neighbours", "give source images the left and right edges of target images"),
-                       ("standardise", "scale every image to mean 0 and deviation 1, in inference too"),
                        ("adversary", "train the features to confuse the domain discriminator"),
                        ("teacher", "train on target images too, labelled by an average of the network"),
                        ("alignment", "align the teacher's labels with class shares: equal ones, then its own")):
@@ -82,7 +81,7 @@ def of_seed(out: Path, seed: int | None) -> Path:
 
 def model_args_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint tells of its training; the names of embedded domains say that they are embedded."""
-    model_args = {name: settings[name] for name in ("source", "target", "mode", "recipe", "standardise")}
+    model_args = {name: settings[name] for name in ("source", "target", "mode", "recipe")}
     if settings["data"] == "builtin":
         model_args |= {name: f"builtin-{settings[name].removeprefix('builtin-')}" for name in ("source", "target")}
     return model_args

@@ -72,14 +72,14 @@ def best(rows: list[dict[str, float]], name: str) -> dict[str, float]:
 class Scores:
     """Score `network`, which is being trained, at each preview, and keep the one that is wanted.
 
-    `sets` are those of `scored_sets`, `standardise` is as in `predict`, and `select` is a validator or "last".
+    `sets` are those of `scored_sets`, and `select` is a validator or "last".
 
     `rows` has of each preview the step, the accuracy on each split in 0..1, and each validator, by name. `kept` is the
     network to keep: `network` itself, or a copy, which is as `network` was at the validator's best preview so far.
     """
 
-    def __init__(self, network: DANN, sets: dict[str, ImageSet], standardise: bool, select: str) -> None:
-        self.network, self.sets, self.standardise = network, sets, standardise
+    def __init__(self, network: DANN, sets: dict[str, ImageSet], select: str) -> None:
+        self.network, self.sets = network, sets
         self.criterion = "step" if select == "last" else select
         self.kept = network if select == "last" else copy.deepcopy(network)
         self.rows: list[dict[str, float]] = []
@@ -88,7 +88,7 @@ class Scores:
         """Score the network after `step` updates. It is left in eval mode."""
         row, seen, device = {"step": step}, {}, next(self.network.parameters()).device
         for name, digits in self.sets.items():
-            features, logits = predict(self.network, digits.images, self.standardise, device)
+            features, logits = predict(self.network, digits.images, device)
             if name in SPLITS:
                 row[name] = (logits.argmax(1) == digits.labels).float().mean().item()
             else:  # numbers that are not finite end the run, but only when it saves

@@ -86,7 +86,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     optimizer = capturable(torch.optim.Adam(model.parameters(), lr=args.lr, fused=True))
     teacher = EMA(model, DECAY) if args.teacher else None
     alignment = Alignment().to(device) if args.alignment else None
-    scores = Scores(model if teacher is None else teacher.module, scored, args.standardise, args.select)
+    scores = Scores(model if teacher is None else teacher.module, scored, args.select)
     # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
     streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
     parts = {"model": model, "optimizer": optimizer, "scores": scores}
@@ -96,7 +96,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
 
     def augmented(batch: Tensor, name: str) -> Tensor:
         scale = scale_range(name, args.target) if args.geometry else None
-        return network_input(batch, args.standardise, scale, args.intensity, args.photograph)
+        return network_input(batch, scale, args.intensity, args.photograph)
 
     def step_on(coeff: Tensor, progress: Tensor, index: Tensor, target_index: Tensor | None = None, *,
                 target_only: bool) -> tuple:
@@ -106,7 +106,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
             target_x = augmented(clean, args.target)
             if teacher is not None:
                 with autocast(device, dtype):
-                    pseudo = pseudo_labels(teacher.module, network_input(clean, args.standardise), alignment, progress)
+                    pseudo = pseudo_labels(teacher.module, network_input(clean), alignment, progress)
         if not target_only:
             chosen = neighbours(images[index], clean) if args.neighbours else images[index]
             x = augmented(chosen, domain)
@@ -130,7 +130,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
             scores.add(step + 1)
             model.train()
             if distributed.rank() == 0:
-                save_picture(picture(batches, args.standardise), run.sample_path())
+                save_picture(picture(batches), run.sample_path())
     scores.finish(run.step)
     if distributed.rank() == 0:
         print(write_result(out, settings | {"inputs": inputs}, scores))

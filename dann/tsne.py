@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     images = torch.cat([digits.images for digits in sets])
     labels = torch.cat([digits.labels for digits in sets])
     counts = [len(digits.labels) for digits in sets]
-    planes = {title: embed(predict(model, images, model_args["standardise"], device)[0].numpy())
+    planes = {title: embed(predict(model, images, device)[0].numpy())
               for title, (model, model_args) in networks.items()}
     draw(planes, labels.numpy(), np.repeat([0, 1], counts), pairs[0], args.out)
     print(f"wrote {args.out}: {counts[0]} {pairs[0][0]} and {counts[1]} {pairs[0][1]} images")

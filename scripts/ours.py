@@ -87,7 +87,7 @@ def dann_training(data: Data, device: torch.device, batch_size: int, dtype: torc
     streams = [Batches(len(every), batch_size, i, device) for i, every in enumerate(images)]
 
     def step_on(coeff: Tensor, *indices: Tensor) -> dict[str, Tensor]:
-        x, target_x = (network_input(every[index], args.standardise, scale_range(name, args.target), args.intensity)
+        x, target_x = (network_input(every[index], scale_range(name, args.target), args.intensity)
                        for every, index, name in zip(images, indices, domains, strict=True))
         return dann_step.train_step(model, optimizer, (x, labels[indices[0]]), target_x, None, coeff, dtype)
 

@@ -103,7 +103,7 @@ def world(tmp_path_factory):
             ("gan.pt", "gan/dcgan", {"model": "dcgan", "width": 8}, build_generator({"model": "dcgan", "width": 8})),
             ("diffusion.pt", "diffusion", {"width": 4, "prediction": "velocity", "schedule": "cosine"},
              ConditionalUNet(4)),
-            *((f"{name}.pt", "dann", {"source": "mnistm", "target": "usps", "mode": mode, "standardise": True}, DANN())
+            *((f"{name}.pt", "dann", {"source": "mnistm", "target": "usps", "mode": mode}, DANN())
               for name, mode in (("source", "source"), ("dann", "dann")))):
         checkpoint.save(root / name, {"kind": kind, "step": 2, "model_args": model_args,
                                       "weights": network.state_dict()})

@@ -54,7 +54,7 @@ def test_pictures(name, tmp_path):
 @pytest.mark.parametrize("target", ["svhn", "usps"])
 def test_predictions(target):
     cpu, name = torch.device("cpu"), f"dann-mnistm-{target}"
-    model, model_args = load_network(RELEASED / f"{name}.pt", cpu)
+    model, _ = load_network(RELEASED / f"{name}.pt", cpu)
     images = load_digits("builtin", target, "test").images[:100]
-    digits = predict(model, images, model_args["standardise"], cpu)[1].argmax(1)
+    digits = predict(model, images, cpu)[1].argmax(1)
     assert "".join(map(str, digits.tolist())) == RECORD[name]

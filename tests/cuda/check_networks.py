@@ -143,8 +143,8 @@ def test_released_classifiers_predict_what_they_predict_on_a_cpu(target, device,
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, 28, 28), np.uint8))
     results = []
     for on in (device, CPU):
-        model, model_args = load_network(path, on)
-        results.append([torch.as_tensor(x).cpu() for x in predict(model, images, model_args["standardise"], on)])
+        model, _ = load_network(path, on)
+        results.append([torch.as_tensor(x).cpu() for x in predict(model, images, on)])
     error = relative(results[0][0], results[1][0].double())
     same = (results[0][1].argmax(1) == results[1][1].argmax(1)).float().mean().item()
     say(f"{target}: first result differs by {error:.1e}, {same:.0%} of the digits agree")

@@ -26,8 +26,7 @@ def released(tmp_path, monkeypatch):
         checkpoint.save(folder / f"dann-mnistm-{target}.pt", {
             "kind": "dann", "step": 1, "weights": {name: value.half() if value.is_floating_point() else value
                                                    for name, value in DANN().state_dict().items()},
-            "model_args": {"source": "mnistm", "target": target, "mode": "dann", "recipe": "plus",
-                           "standardise": True}})
+            "model_args": {"source": "mnistm", "target": target, "mode": "dann", "recipe": "plus"}})
     monkeypatch.setattr(inference, "RELEASED", folder)
     return folder
 
@@ -74,21 +73,20 @@ def test_labels_are_those_of_the_network(released, images, tmp_path):
 def test_batches_change_nothing():
     images = torch.randint(0, 256, (2300, 3, 28, 28), dtype=torch.uint8)
     model = DANN()
-    features, logits = predict(model, images, True, torch.device("cpu"))
+    features, logits = predict(model, images, torch.device("cpu"))
     assert features.shape == (2300, 768) and logits.shape == (2300, 10) and logits.dtype == torch.float32
-    again = predict(model, images[1500:1510], True, torch.device("cpu"))
+    again = predict(model, images[1500:1510], torch.device("cpu"))
     torch.testing.assert_close(again, (features[1500:1510], logits[1500:1510]))
     assert not model.training
 
 
-@pytest.mark.parametrize("standardised", [True, False])
-def test_prediction_and_training_prepare_images_alike(standardised):
+def test_prediction_and_training_prepare_images_alike():
     images = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)
     model = DANN().eval()
     x = images / 127.5 - 1
     with torch.no_grad():
-        expected = model.features(standardise(x) if standardised else x)
-    torch.testing.assert_close(predict(model, images, standardised, torch.device("cpu"))[0], expected)
+        expected = model.features(standardise(x))
+    torch.testing.assert_close(predict(model, images, torch.device("cpu"))[0], expected)
 
 
 def test_broken_image_is_named_and_the_others_predicted(released, images, tmp_path, capsys):
@@ -157,7 +155,7 @@ def test_a_target_whose_name_begins_like_another():
 def test_says_when_the_target_was_a_stand_in(images, tmp_path, capsys):
     for target in ("builtin-svhn", "usps", "receipts"):  # the last one: a domain that a user has added
         path = tmp_path / f"{target}.pt"
-        model_args = {"source": "mnistm", "target": target, "mode": "dann", "standardise": True}
+        model_args = {"source": "mnistm", "target": target, "mode": "dann"}
         checkpoint.save(path, {"kind": "dann", "weights": DANN().state_dict(), "model_args": model_args})
         capsys.readouterr()
         main([str(images), str(tmp_path / f"{target}.csv"), "--weights", str(path)])

@@ -12,8 +12,8 @@ def settings(mode="dann", recipe="plus", **given):
     return complete({"mode": mode, "recipe": recipe, **UNSET, **given})
 
 
-NOTHING = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-           "adversary": False, "teacher": False, "alignment": False, "target_only": 0, "dropout": 0.5, "lr": 1e-3,
+NOTHING = {"geometry": True, "intensity": True, "photograph": False, "neighbours": False, "adversary": False,
+           "teacher": False, "alignment": False, "target_only": 0, "dropout": 0.5, "lr": 1e-3,
            "lr_schedule": "cosine"}
 
 

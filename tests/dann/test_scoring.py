@@ -80,15 +80,15 @@ def test_scores_in_eval_mode(train, monkeypatch):
     images = torch.randint(0, 256, (6, 3, 28, 28), dtype=torch.uint8)
     assert models
     for model in models:
-        features, _ = predict(model.train(), images, True, CPU)
+        features, _ = predict(model.train(), images, CPU)
         assert not model.training
-        torch.testing.assert_close(predict(model, images[:2], True, CPU)[0], features[:2])
+        torch.testing.assert_close(predict(model, images[:2], CPU)[0], features[:2])
 
 
 def test_a_score_is_the_share_of_right_digits(sets, monkeypatch):
     digits = torch.tensor([0, 1] + [9] * 18)  # 4 of 20 are right
     monkeypatch.setattr(scoring, "predict", lambda *args: (torch.zeros(20, 768), one_hot(digits, 10).float()))
-    scores = Scores(DANN(), sets(mode="target"), True, "last")
+    scores = Scores(DANN(), sets(mode="target"), "last")
     scores.add(5)
     assert list(scores.sets) == ["val", "test"] and len(scores.sets["val"].images) == 20
     row = scores.rows[0]
@@ -101,13 +101,13 @@ def test_validators_see_held_out_source_digits_and_unlabelled_target_images(data
     model, seen = DANN(), []
     monkeypatch.setattr(scoring, "compute_validators",
                         lambda outputs: seen.append(outputs) or compute_validators(outputs))
-    scores = Scores(model, sets(), False, "last")
+    scores = Scores(model, sets(), "last")
     scores.add(1)
     assert list(scores.rows[0]) == ["step", "val", "test", *VALIDATORS]
     val, train = scoring.load_digits(data, "mnistm", "val"), scoring.load_digits(data, "usps", "train")
     for name, digits in (("source", val), ("target", train)):
         rows = torch.randperm(len(digits.images), generator=torch.Generator().manual_seed(0))[:15]
-        features, logits = predict(model, digits.images[rows], False, CPU)
+        features, logits = predict(model, digits.images[rows], CPU)
         torch.testing.assert_close(getattr(seen[0], f"{name}_features"), features)
         torch.testing.assert_close(getattr(seen[0], f"{name}_probabilities"), logits.softmax(1))
         assert scores.sets[name].names == [digits.names[row] for row in rows]
@@ -152,7 +152,7 @@ def test_the_best_row_is_the_last_of_equal_ones():
 def test_the_network_of_the_best_preview_is_kept(sets, judged):
     judged(0.2, 0.9, 0.5, 0.9, 0.1)
     model = DANN()
-    scores = Scores(model, sets(), True, "snd")
+    scores = Scores(model, sets(), "snd")
 
     def train_to(step):
         with torch.no_grad():
@@ -176,17 +176,17 @@ def test_the_network_of_the_best_preview_is_kept(sets, judged):
     scores.finish(8)  # the kept network has been scored
     assert len(scores.rows) == 5
 
-    resumed = Scores(DANN(), scores.sets, True, "snd")
+    resumed = Scores(DANN(), scores.sets, "snd")
     resumed.load_state_dict(scores.state_dict())
     assert resumed.rows == scores.rows and same(resumed.kept.state_dict(), scores.kept.state_dict())
-    last = Scores(model, scores.sets, True, "last")
+    last = Scores(model, scores.sets, "last")
     assert last.kept is model and last.state_dict() == {"rows": []}
 
 
 def test_all_processes_keep_what_the_first_one_chooses(sets, judged, monkeypatch):
     judged(0.9, 0.1)
     model = DANN()
-    scores = Scores(model, sets(), True, "snd")
+    scores = Scores(model, sets(), "snd")
     scores.add(1)
     monkeypatch.setattr(scoring, "rank", lambda: 1)
     monkeypatch.setattr(scoring, "max_over_ranks", lambda own: own or 1)  # the first process found a better one
@@ -265,11 +265,11 @@ def test_the_oracle_is_the_best_preview_and_the_result_the_last(train, monkeypat
 
 def test_result_file(tmp_path):
     (tmp_path / "done").write_text('{"steps": 10, "seconds": 1.5}')
-    scores = Scores(DANN(), {}, True, "last")
+    scores = Scores(DANN(), {}, "last")
     scores.load_state_dict({"rows": [{"step": 5, "val": 0.75, "snd": 1.0}, {"step": 10, "val": 0.5, "snd": 0.0}]})
     settings = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plain", "seed": 1,
-                "geometry": False, "intensity": True, "photograph": False, "neighbours": False, "standardise": True,
-                "adversary": True, "teacher": False, "alignment": False, "target_only": 0.0, "dropout": 0.5,
+                "geometry": False, "intensity": True, "photograph": False, "neighbours": False, "adversary": True,
+                "teacher": False, "alignment": False, "target_only": 0.0, "dropout": 0.5,
                 "lr": 1e-3, "lr_schedule": "constant", "steps": 10, "device": "cpu",
                 "batch_size": 8, "precision": "fp32", "inputs": {"data": "12"}, "select": "last"}
     assert write_result(tmp_path, settings, scores) == "mnistm -> usps dann plain: target val 50.0%"

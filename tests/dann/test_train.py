@@ -65,7 +65,7 @@ def test_the_result_is_of_the_weights_that_are_kept(train, monkeypatch, tmp_path
     assert [row["step"] for row in rows] == [3] and result["steps"] == 4
     digits = load_digits(json.loads((out / "args.json").read_text())["data"], "usps", "val")
     model, _ = load_network(out / "last.pt", torch.device("cpu"))
-    predicted = predict(model, digits.images, True, torch.device("cpu"))[1].argmax(1)
+    predicted = predict(model, digits.images, torch.device("cpu"))[1].argmax(1)
     assert result["val"] == pytest.approx((predicted == digits.labels).float().mean().item())
 
 
@@ -196,7 +196,7 @@ def test_a_collapse_is_reported_once(train, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("flags", ["--no-geometry", "--no-intensity", "--no-photograph", "--no-neighbours",
-                                   "--no-standardise", "--adversary", "--no-alignment", "--target-only 0.0",
+                                   "--adversary", "--no-alignment", "--target-only 0.0",
                                    "--dropout 0.5", "--lr 0.01", "--lr-schedule constant"])
 def test_every_switch_changes_the_training_and_names_its_row(flags, train, weights, monkeypatch):
     monkeypatch.setattr("dann.teacher.CONFIDENCE", 0.0)  # after six steps no prediction would be confident

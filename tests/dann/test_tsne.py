@@ -18,8 +18,7 @@ def networks(tmp_path):
         torch.manual_seed(i)
         paths.append(tmp_path / f"{mode}.pt")
         checkpoint.save(paths[-1], {"kind": KIND, "weights": DANN().state_dict(),
-                                    "model_args": {"source": "mnistm", "target": "usps", "mode": mode,
-                                                   "standardise": True}})
+                                    "model_args": {"source": "mnistm", "target": "usps", "mode": mode}})
     return paths
 
 
