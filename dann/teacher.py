@@ -9,8 +9,8 @@ are aligned with class shares (distribution alignment; ReMixMatch, Berthelot et 
 Those of the target are not known: of street numbers, one in five is a 1, and an alignment with equal shares turns a
 part of the ones into sevens. So the shares start halfway between equal ones and those that the teacher predicts
 (tempered, as in CReST, Wei et al. 2021, arXiv:2102.09559, sec. 3.3), and fade into the latter until the digits have
-come apart. They are then kept.
-A network that has hardly begun to learn leaves out whole digits, so labels wait until it has seen some source images.
+come apart. They are then kept. A network that has hardly begun to learn leaves out whole digits, so labels wait until
+it has seen some source images.
 
 The teacher's batch normalisation sees target images only. It uses the statistics of the batch in training, and their
 running average in inference.

@@ -4,10 +4,10 @@
     python -m diffusion.distill --teacher runs/distill-8/last.pt --out runs/distill-4
 
 Each command is one stage of progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorithm 2): one DDIM step
-of the student replaces two steps of its teacher, and the student can be the teacher of the next stage. Unlike in the
-paper, the first teacher is guided, and its student learns guidance too (Meng et al. 2023, arXiv:2210.03142, do so in an
-earlier stage). That teacher takes one step of DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1) instead
-of two DDIM steps, because few DDIM steps have a large error.
+of the student replaces two steps of its teacher, and the student can be the teacher of the next stage, which halves the
+steps. Unlike in the paper, the first teacher is guided, at scale 1.5, and its student of 8 steps learns guidance too
+(Meng et al. 2023, arXiv:2210.03142, do so in an earlier stage). That teacher takes one step of DPM-Solver++(2S) (Lu et
+al. 2022, arXiv:2211.01095, algorithm 1) instead of two DDIM steps, because few DDIM steps have a large error.
 
 The student starts from the teacher's weights. Its checkpoint stores the number of steps, so `diffusion.inference
 --weights` needs no other flag. `diffusion.adversarial` goes on to one step.

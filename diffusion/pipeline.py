@@ -104,7 +104,7 @@ class Pipeline:
         return Captured(denoise, self.schedule.betas.device)
 
     def check(self, setting: Setting, path: Path) -> None:
-        """Raise UserError for guidance of a distilled network, which has no unconditional branch, or another chain."""
+        """Raise UserError for guidance of a distilled network, which has no unconditional branch, or other steps."""
         if self.distilled and setting.guidance != 1:
             raise UserError(f"{path} was distilled with its guidance: got guidance {setting.guidance:g}, expected 1; "
                             "for another scale, use its teacher")

@@ -133,8 +133,7 @@ def speed_table(*machines: dict) -> str:
         return [shown(row["plain"]), shown(row["ours"]),
                 f"{shown(row['ratio'])} ({shown(row['ratio_min'])} to {shown(row['ratio_max'])})"]
 
-    kinds = [""] if len(machines) == 1 else [f", {figures['device']}" for figures in machines]
-    titles = [f"{title}{kind}" for kind in kinds for title in ("plain", "ours", "ratio")]
+    titles = [f"{title}, {figures['device']}" for figures in machines for title in ("plain", "ours", "ratio")]
     measured = [figures["images_per_second"] for figures in machines]
     names = dict.fromkeys(name for rows in measured for name in rows)
     return markdown(["images/s", *titles],

@@ -1,4 +1,4 @@
-"""Put what scripts/demo.sh made on one sheet: before and after each training, with the scores in words.
+"""Put what scripts/demo.sh made on one sheet: before and after each training, with the scores in the titles.
 
     python -m scripts.contact_sheet runs/demo --out runs/demo/sheet.png
 """
@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.cli import Parser, add_force_flag, ending, run_main
 from common.data.folder import load_folder
+from common.errors import UserError
 from common.files import atomic_path, read_json, require_new
 from common.images import DIGIT_SIZE, FACE_SIZE, grid
 
@@ -36,22 +37,24 @@ def panels(demo: Path) -> list[tuple[str, Image.Image]]:
     faces, digits, source, plus = (
         read_json(demo / f"{name}.json", "what scripts/demo.sh leaves")
         for name in ("faces", "digits", "dann-source/result", "dann-plus/result"))
-    early = min((demo / "gan/samples").iterdir())
+    early = min((demo / "gan/samples").glob("[0-9]*.png"), default=None)
+    if early is None:
+        raise UserError(f"{demo}/gan/samples has no previews: run bash scripts/demo.sh")
     tsne = Image.open(demo / "tsne.png")  # a column per network; coloured by digit above, by domain below
     middle, half = tsne.width // 2, tsne.height // 2
     return [
         ("Faces by the released DCGAN", Image.open(demo / "released-faces.png")),
-        (f"Street numbers: the released network\nreads {sum(read)} of {len(read)} rightly",
+        (f"Street numbers: the released network\nreads {sum(read)} of {len(read)} correctly",
          tiles(EXAMPLES, DIGIT_SIZE, 20, 5)),
         (f"Embedded portraits: DCGAN after {int(early.stem)} steps", Image.open(early)),
         (f"At the end: SWD {faces['swd_mean']:.0f} (real: {faces['swd_mean_real']:.0f}), "
          f"{faces['near_duplicates']:.0%} near-duplicates", tiles(demo / "faces", FACE_SIZE, 32, 8)),
-        ("Digits by the released diffusion network", Image.open(demo / "released-digits.png")),
-        (f"Its U-Net after a training on white digits:\n{digits['accuracy']:.1%} are read rightly "
+        ("Digits by the released one-step network", Image.open(demo / "released-digits.png")),
+        (f"The released U-Net after 60 steps on white digits:\n{digits['accuracy']:.1%} are read correctly "
          f"(real: {digits['classifier_accuracy_on_val']:.1%})", tiles(demo / "digits", DIGIT_SIZE, 100, 10)),
-        (f"Trained on MNIST-M alone:\n{source['test']:.1%} of the street numbers are read rightly",
+        (f"Trained on MNIST-M alone:\n{source['test']:.1%} of the street numbers are read correctly",
          tsne.crop((0, 0, middle, half))),
-        (f"Adapted to street numbers without labels (plus):\n{plus['test']:.1%} are read rightly",
+        (f"Adapted to street numbers without labels (plus):\n{plus['test']:.1%} are read correctly",
          tsne.crop((middle, 0, tsne.width, half)))]
 
 

@@ -134,4 +134,4 @@ def dann_inference(data: Data, device: torch.device, batch_size: int, dtype: tor
     model = place(DANN(), device)
     while True:
         found, _ = load_readable(f"{data['unlabelled'].folder}/0", DIGIT_SIZE)
-        yield len(predict(model, found.images, True, device)[1].argmax(1))
+        yield len(predict(model, found.images, device)[1].argmax(1))

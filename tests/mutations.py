@@ -152,6 +152,8 @@ MUTATIONS = [Mutation(*row) for row in (
     ("common/image_folder.py:generate_folder", "range(start, min(start + batch_size, len(names)))", "[*indices]",
      "a resumed command generates other bytes", "tests/common/test_image_folder.py"),
     # gan
+    ("gan/train.py:main", "augmented=args.augment", "augmented=False", "--augment does nothing",
+     "tests/gan/test_train.py -k augment"),
     ("gan/train.py:main", "before_save=recalibrate", "before_save=lambda: None",
      "a stopped run saves an average with stale running statistics", "tests/gan/test_train.py -k signal"),
     ("gan/train.py:main", "weights=g_ema.module", "weights=generator", "inference uses the weights of the last step",
@@ -227,7 +229,7 @@ MUTATIONS = [Mutation(*row) for row in (
     ("diffusion/distill.py:distill_target", "/ (2 * r)", "/ r", "the teacher's method is not of second order",
      "tests/diffusion/test_distill.py -k second_order"),
     ("diffusion/distill.py:step_times", "unfold(0, 3, 2)", "unfold(0, 3, 1)",
-     "the student learns the teacher's times", "tests/diffusion/test_distill.py -k chain"),
+     "the student learns the teacher's times", "tests/diffusion/test_distill.py -k every_time"),
     ("diffusion/adversarial.py:train_step", "inputs=list(student.model.parameters())", "", "D learns what G learns",
      "tests/diffusion/test_adversarial.py -k by_hand"),
     ("diffusion/adversarial.py:Heads.forward", "label_emb(labels)", "label_emb(labels * 0)", "D does not see the label",

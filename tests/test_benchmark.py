@@ -153,7 +153,7 @@ def test_a_step_of_a_sampler_is_its_share_of_the_images():
 
 def test_a_table_of_two_machines_leaves_out_what_one_lacks():
     row = {"plain": 10, "ours": 30, "ratio": 3, "ratio_min": 2, "ratio_max": 400}
-    cpu = {"images_per_second": {"a": row, "b": row}}
+    cpu = {"device": "CPU", "images_per_second": {"a": row, "b": row}}
     gpu = {"device": "GPU", "images_per_second": {"b": row, "b, batch 512": row}}
     assert benchmark.speed_table(cpu, gpu).splitlines() == [
         "| images/s | plain, CPU | ours, CPU | ratio, CPU | plain, GPU | ours, GPU | ratio, GPU |",

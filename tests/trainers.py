@@ -18,7 +18,7 @@ from diffusion import train as diffusion_train
 from gan import train as gan_train
 
 MODULES = {"gan": gan_train, "diffusion": diffusion_train, "dann": dann_train}
-FLAGS = {"gan": "--model dcgan --width 8", "diffusion": "--width 4", "dann": "--source mnist --target usps"}
+FLAGS = {"gan": "--model dcgan --width 8 --augment", "diffusion": "--width 4", "dann": "--source mnist --target usps"}
 OF_A_START = ("seconds", "out", "resume", "starts")  # in which equal runs may differ
 SMALL = "--data builtin --device cpu --batch-size 4 --log-every 1 --save-every 3 --sample-every 5"
 

@@ -94,7 +94,7 @@ def test_any_other_teacher_takes_a_step_of_second_order():
                                teacher.denoise(x_middle, middle, labels, 1.0))
 
 
-def test_the_student_is_trained_at_every_time_of_its_chain(teacher, monkeypatch):
+def test_the_student_is_trained_at_every_time_of_its_steps(teacher, monkeypatch):
     trained_at = []
 
     def distill_target(teacher, guidance, x_t, times, labels):

@@ -117,6 +117,12 @@ def test_one_seed_one_result(trained, run_gan, tmp_path):
     assert not same(checkpoint(run)["weights"], checkpoint(other)["weights"])
 
 
+def test_augment_changes_the_training(trained, run_gan, tmp_path):
+    model, run = trained
+    augmented = run_gan(tmp_path / "augmented", model, 4, "--augment")
+    assert not same(checkpoint(run)["weights"], checkpoint(augmented)["weights"])
+
+
 @pytest.mark.slow
 def test_stopped_and_resumed_equals_unbroken(trained, run_gan, tmp_path):
     model, run = trained

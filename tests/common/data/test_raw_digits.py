@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from common.data.raw_digits import blend, read_mnist, read_mnistm, read_svhn, read_usps
+from common.data.raw_digits import blend, read_mnist, read_mnistm, read_photos, read_svhn, read_usps
 from common.data.raw_files import Missing, split_rows
 from common.errors import UserError
 from tests.common.data.raw_sets import (
@@ -47,9 +47,9 @@ def test_svhn_label_10_is_the_digit_0(tmp_path):
 def test_mnistm_keeps_the_labels_and_is_always_the_same(tmp_path):
     write_mnist(tmp_path)
     write_photos(tmp_path)
-    for digits, same, part in zip(read_mnistm(tmp_path), read_mnistm(tmp_path), ("train", "t10k"), strict=True):
+    for i, (digits, part, photos) in enumerate(zip(read_mnistm(tmp_path), IMAGES, read_photos(tmp_path), strict=True)):
         assert digits.images.shape == (*IMAGES[part].shape, 3) and (digits.labels == LABELS[part]).all()
-        assert (digits.images == same.images).all()
+        assert (digits.images == blend(IMAGES[part], photos, np.random.default_rng([0, i]))).all()
 
 
 def test_blend_reaches_every_position_inside_the_photograph():
@@ -102,3 +102,8 @@ def test_split_sizes(count, train):
     fit, val = split_rows(count)
     assert len(fit) == train and sorted([*fit, *val]) == list(range(count))
     assert (np.diff(fit) > 0).all()
+
+
+def test_the_split_is_random_and_always_the_same():
+    fit, val = split_rows(10)
+    assert (fit.tolist(), val.tolist()) == ([0, 2, 3, 4, 5, 6, 7, 9], [1, 8])
