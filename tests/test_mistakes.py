@@ -111,6 +111,7 @@ def world(tmp_path_factory):
         (root / name).mkdir()
         result = {"data": "hw2_data", "source": "mnistm", "target": "usps", "mode": "dann", "recipe": "plus",
                   "changes": [], "seed": seed, "steps": 2, "seconds": 1.0, "val": 0.5, "test": 0.5,
+                  "batch_size": 4, "precision": "fp32", "inputs": {}, "parts": {},
                   "oracle": {"step": 1, "val": 0.5, "test": 0.5}}
         for file, content in (("result.json", result), ("args.json", {"seed": seed, "steps": 2}), ("versions.json", {}),
                               ("done", {"steps": 2, "seconds": 1.0})):
