@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from common.cli import Parser, add_data_flag, add_device_flags, add_force_flag, ending, positive_int, run_main
 from common.data.folder import default_data, load_digits
@@ -70,6 +71,12 @@ def draw(planes: dict[str, np.ndarray], digits: np.ndarray, domains: np.ndarray,
                         columnspacing=1, loc="upper center", bbox_to_anchor=(0.5, 0))  # below the points
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
+
+
+def by_digit(picture: Image.Image, column: int) -> Image.Image:
+    """Cut one network's panel by digit out of what `draw` wrote for two; column 0 is before adaptation, 1 after."""
+    width, height = picture.width // 2, picture.height // 2
+    return picture.crop((column * width, 0, (column + 1) * width, height))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from common.data.folder import load_folder
 from common.errors import UserError
 from common.files import atomic_path, read_json, require_new
 from common.images import DIGIT_SIZE, FACE_SIZE, grid
+from dann.tsne import by_digit
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "docs/examples/svhn"  # files named DIGIT_NUMBER.png
 COLUMNS = 2
@@ -34,14 +35,13 @@ def panels(demo: Path) -> list[tuple[str, Image.Image]]:
     """Return title and picture of each panel, COLUMNS in a row."""
     with open(demo / "predictions.csv", newline="") as file:
         read = [row["image_name"][0] == row["label"] for row in csv.DictReader(file)]
-    faces, digits, source, plus = (
-        read_json(demo / f"{name}.json", "what scripts/demo.sh leaves")
-        for name in ("faces", "digits", "dann-source/result", "dann-plus/result"))
+    faces, digits, tuned, source, plus = (
+        read_json(demo / name, "what scripts/demo.sh leaves")
+        for name in ("faces.json", "digits.json", "diffusion/done", "dann-source/result.json", "dann-plus/result.json"))
     early = min((demo / "gan/samples").glob("[0-9]*.png"), default=None)
     if early is None:
         raise UserError(f"{demo}/gan/samples has no previews: run bash scripts/demo.sh")
-    tsne = Image.open(demo / "tsne.png")  # a column per network; coloured by digit above, by domain below
-    middle, half = tsne.width // 2, tsne.height // 2
+    features = Image.open(demo / "tsne.png")
     return [
         ("Faces by the released DCGAN", Image.open(demo / "released-faces.png")),
         (f"Street numbers: the released network\nreads {sum(read)} of {len(read)} correctly",
@@ -50,12 +50,13 @@ def panels(demo: Path) -> list[tuple[str, Image.Image]]:
         (f"At the end: SWD {faces['swd_mean']:.0f} (real: {faces['swd_mean_real']:.0f}), "
          f"{faces['near_duplicates']:.0%} near-duplicates", tiles(demo / "faces", FACE_SIZE, 32, 8)),
         ("Digits by the released one-step network", Image.open(demo / "released-digits.png")),
-        (f"The released U-Net after 60 steps on white digits:\n{digits['accuracy']:.1%} are read correctly "
-         f"(real: {digits['classifier_accuracy_on_val']:.1%})", tiles(demo / "digits", DIGIT_SIZE, 100, 10)),
+        (f"The released U-Net after {tuned['steps']} steps on white digits:\n"
+         f"{digits['accuracy']:.1%} are read correctly (real: {digits['classifier_accuracy_on_val']:.1%})",
+         tiles(demo / "digits", DIGIT_SIZE, 100, 10)),
         (f"Trained on MNIST-M alone:\n{source['test']:.1%} of the street numbers are read correctly",
-         tsne.crop((0, 0, middle, half))),
+         by_digit(features, 0)),
         (f"Adapted to street numbers without labels (plus):\n{plus['test']:.1%} are read correctly",
-         tsne.crop((middle, 0, tsne.width, half)))]
+         by_digit(features, 1))]
 
 
 def tiles(folder: Path, size: int, count: int, columns: int) -> Image.Image:

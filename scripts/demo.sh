@@ -5,7 +5,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$project"
 out=runs/demo
-[[ ! -e $out || -e $out/released-digits.png ]] || fail "$project/$out is of an older version: remove it"
+[[ ! -e $out/gan || -e $out/released-digits.png ]] || fail "$project/$out is of an older version: remove it"
 
 # What the released weights do.
 run -m diffusion.inference $out/released-digits.png --grid --force

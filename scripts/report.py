@@ -179,11 +179,11 @@ def rendered(template: str) -> str:
 
 def draw_strip(path: Path) -> None:
     """Paste DCGAN's faces, enlarged, the digits, and adapted features coloured by digit side by side."""
-    faces, digits, tsne = (Image.open(PROJECT / "report" / f"{name}.png")
-                           for name in ("dcgan", "digits", "tsne-mnistm-svhn-plus"))
+    faces, digits, features = (Image.open(PROJECT / "report" / f"{name}.png")
+                               for name in ("dcgan", "digits", "tsne-mnistm-svhn-plus"))
     side = 2 * faces.height
     tiles = [faces.resize((2 * faces.width, side), Image.Resampling.NEAREST), digits.resize((side, side)),
-             tsne.crop((tsne.width // 2, 0, tsne.width, tsne.height // 2)).resize((side, side))]
+             tsne.by_digit(features, 1).resize((side, side))]
     strip = Image.new("RGB", (sum(tile.width + 20 for tile in tiles) - 20, side), "white")
     left = 0
     for tile in tiles:

@@ -9,9 +9,10 @@ from common.errors import UserError
 from common.files import write_json
 from scripts import contact_sheet
 
-SCORES = {"faces": {"swd_mean": 31.4, "swd_mean_real": 8.6, "near_duplicates": 0.125},
-          "digits": {"accuracy": 0.93, "classifier_accuracy_on_val": 0.997},
-          "dann-source/result": {"test": 0.8504}, "dann-plus/result": {"test": 0.9632}}
+SCORES = {"faces.json": {"swd_mean": 31.4, "swd_mean_real": 8.6, "near_duplicates": 0.125},
+          "digits.json": {"accuracy": 0.93, "classifier_accuracy_on_val": 0.997},
+          "diffusion/done": {"steps": 70},
+          "dann-source/result.json": {"test": 0.8504}, "dann-plus/result.json": {"test": 0.9632}}
 PICTURES = ("released-faces", "released-digits", "gan/samples/0000100", "gan/samples/0000200", "faces/0", "digits/0",
             "tsne")
 
@@ -20,7 +21,7 @@ PICTURES = ("released-faces", "released-digits", "gan/samples/0000100", "gan/sam
 def demo(tmp_path):
     """Return a folder as the demo leaves it; each picture has a colour of its own, t-SNE another in each half."""
     folder = tmp_path / "demo"
-    for folders in ("gan/samples", "dann-source", "dann-plus", "faces", "digits"):
+    for folders in ("gan/samples", "diffusion", "dann-source", "dann-plus", "faces", "digits"):
         (folder / folders).mkdir(parents=True)
     for number, name in enumerate(PICTURES):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"{name}.png")
@@ -30,7 +31,7 @@ def demo(tmp_path):
     halves.paste((250, 0, 0), (0, 20, 40, 40))  # by domain, which is not shown
     halves.save(folder / "tsne.png")
     for name, scores in SCORES.items():
-        write_json(folder / f"{name}.json", scores)
+        write_json(folder / name, scores)
     (folder / "predictions.csv").write_text("image_name,label\n3_0.png,3\n3_1.png,8\n4_0.png,4\n")
     return folder
 
@@ -42,7 +43,8 @@ def test_each_panel_has_its_picture_and_its_scores(demo):
     del reds[1]  # the street numbers
     assert reds == [0, 2, 4, 1, 5, 6, 200]  # of the previews, the first
     expected = ["", "2 of 3 correctly", "after 100 steps", "SWD 31 (real: 9), 12% near-duplicates", "",
-                "93.0% are read correctly (real: 99.7%)", "85.0% of the street", "96.3% are"]
+                "after 70 steps on white digits:\n93.0% are read correctly (real: 99.7%)", "85.0% of the street",
+                "96.3% are"]
     assert all(words in title for words, title in zip(expected, titles, strict=True)), titles
 
 
