@@ -32,10 +32,10 @@ LEADING = {"model", "mode", "recipe"}  # after a change, settings with the defau
 
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if any(action.default is none for none in (None, False, argparse.SUPPRESS)) or "default" in text:
-            return text
-        return f"{text} (default: %(default)s)".lstrip()
+        default = action.default
+        if default is None or default is False or default is argparse.SUPPRESS or "default" in action.help:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
 
 
 class Settings(argparse.Namespace):
@@ -154,16 +154,9 @@ non_negative_float = _number(float, "a number >= 0", lambda x: 0 <= x < math.inf
 fraction = _number(float, "a number >= 0 and < 1", lambda x: 0 <= x < 1)  # 1 would leave nothing to learn
 
 
-def _device(text: str) -> str:
-    if text == "mps":
-        raise argparse.ArgumentTypeError("Apple GPUs are not used: choose cpu or auto")
-    return text
-
-
 def add_device_flags(parser: Parser, *, precision: bool = True) -> None:
     """Add --device and, for commands that may compute in bfloat16, --precision."""
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", type=_device,
-                        help="auto: the GPU, if any")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU, if any")
     if precision:
         parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                             help="auto: bf16 where the hardware supports it")
@@ -232,8 +225,8 @@ def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Cal
     if args.config:
         before, source = read_config(args.config, vars(args).keys() - NOT_STORED)
         if any(before[name] != getattr(args, name) for name in LEADING & typed):
-            before = {name: value for name, value in before.items()
-                      if not (args.defaults[name] is None or args.defaults[name] is False) or name == "data"}
+            by_recipe = {name for name, default in args.defaults.items() if default is None or default is False}
+            before = {name: value for name, value in before.items() if name not in by_recipe - {"data"}}
         args = parse_after(before, source)
     resumed = Path(args.resume).parent if args.resume not in (None, "auto") else None
     out = args.out or resumed or default_out(args)
@@ -251,9 +244,11 @@ def parse_training_args(parser: Parser, argv: list[str] | None, default_out: Cal
 def _as_flags(name: str, value: Any, default: Any) -> list[str]:
     """Return the flags that give a setting its value."""
     name = name.replace("_", "-")
+    if value is None or (value is False and default is False):  # nothing to type; such a flag may have no --no- form
+        return []
     if isinstance(value, bool):
-        return [f"--{name}"] if value else [f"--no-{name}"] * (default is not False)
-    return [] if value is None else [f"--{name}={value}"]
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}={value}"]
 
 
 def select_device_and_dtype(args: Settings) -> tuple[torch.device, torch.dtype]:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,23 +35,14 @@ class MetricsLog:
         for name in metrics:
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def diverged(self, largest_loss: float) -> tuple[str, float] | None:
-        """Return name and mean of a metric that is not finite in a process, or of a loss above the bound; or None.
-
-        The sums become averages over the processes, on which `row` relies.
-        """
+    def means(self) -> dict[str, float]:
+        """Return the means over the steps since `clear`, and over the processes."""
         average(list(self._sums.values()))
-        for name, value in self._sums.items():
-            mean = value.item() / self._counts[name]
-            if not math.isfinite(mean) or (name.endswith("loss") and abs(mean) > largest_loss):
-                return name, mean
-        return None
+        return {name: (value / self._counts[name]).item() for name, value in self._sums.items()}
 
-    def row(self) -> dict[str, float]:
-        """Return the means since the last call, and start again."""
-        means = {name: (value / self._counts[name]).item() for name, value in self._sums.items()}
+    def clear(self) -> None:
+        """Start again."""
         self._sums, self._counts = {}, {}
-        return means
 
     def state_dict(self) -> dict:
         """Return the sums and counts."""
@@ -90,7 +80,7 @@ def append_row(run_dir: Path, row: dict[str, float], events: Any = None) -> None
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Return the rows of a run's metrics.jsonl, without damaged lines. A kill damages one; a note counts more."""
+    """Return the rows of a run's metrics.jsonl, without damaged lines. A kill damages one; of more, a warning tells."""
     path = run_dir / METRICS
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     rows = []

@@ -4,6 +4,7 @@
 """
 
 import datetime
+import math
 import signal
 import sys
 import time
@@ -55,7 +56,6 @@ class Run:
         self.seconds = 0.0  # of training, including the time before a resume
         self.device = next(weights.parameters()).device
         self._log = MetricsLog()
-        self._before_save = lambda: None
         self._signal = 0
         if settings["dry_run"]:
             return
@@ -63,7 +63,7 @@ class Run:
         barrier()
         try:
             self._resume()
-            require_equal_replicas(self.step, *self._networks())
+            require_equal_replicas(self.step, self.weights, *self._networks())
             if rank() == 0:
                 self.folder.open(self.step, self.device)
         except BaseException:
@@ -71,7 +71,7 @@ class Run:
             raise
 
     def _networks(self) -> list[nn.Module]:
-        return [self.weights, *(part for part in self.parts.values() if isinstance(part, nn.Module))]
+        return [part for part in self.parts.values() if isinstance(part, nn.Module)]
 
     def _resume(self) -> None:
         content = self.folder.load_checkpoint(self.kind, set(self.parts))
@@ -84,9 +84,8 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, unless a number in it is not finite."""
-        self._before_save()
-        self._require_sane_metrics()
-        require_equal_replicas(self.step, *self._networks())
+        self._sane_means()
+        require_equal_replicas(self.step, self.weights, *self._networks())
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         for name, value in _float_tensors(parts):  # an update can spoil weights although its loss was finite
             if not value.isfinite().all():
@@ -124,7 +123,6 @@ class Run:
         """
         if self.settings["dry_run"]:
             yield from self._dry_run()
-        self._before_save = before_save
         settings, start, seconds_before = self.settings, self.step, self.seconds
         num_steps = settings["steps"]
         if start >= num_steps:
@@ -154,6 +152,7 @@ class Run:
                         bar.write(f"step {self.step}: {warning}")
                 stop = max_over_ranks(self._signal)
                 if save or stop:
+                    before_save()
                     self.save()
                 if stop:
                     if rank() == 0:
@@ -164,7 +163,7 @@ class Run:
             if rank() == 0:
                 memory = peak_memory(self.device) / 2**30
                 print(f"{self.step} steps, {self.seconds:.0f} s, peak memory {memory:.1f} GiB")
-                plot_curves(self.folder.path, [start["step"] for start in self.folder.starts[1:]])
+                plot_curves(self.folder.path, [resume["step"] for resume in self.folder.starts[1:]])
                 write_json(self.folder.path / "done", {"steps": self.step, "seconds": round(self.seconds, 1)})
         finally:
             bar.close()
@@ -186,16 +185,19 @@ class Run:
             yield i
         synchronize(self.device)
         seconds = (time.perf_counter() - began) / DRY_RUN_STEPS
-        networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-        count = sum(parameter.numel() for network in networks for parameter in network.parameters())
+        count = sum(parameter.numel() for network in self._networks() for parameter in network.parameters())
         num_steps, memory = self.settings["steps"], peak_memory(self.device) / 2**30
         print(f"{count:,} parameters, peak memory {memory:.1f} GiB, {seconds:.2g} s per step, "
               f"{clock(seconds * num_steps)} for {num_steps} steps without previews")
         raise SystemExit(0)
 
-    def _require_sane_metrics(self) -> None:
-        if found := self._log.diverged(LARGEST_LOSS):
-            raise self._diverged(*found)
+    def _sane_means(self) -> dict[str, float]:
+        """Return the means of the metrics since the last row; UserError if one shows that the run diverged."""
+        means = self._log.means()
+        for name, mean in means.items():
+            if not math.isfinite(mean) or (name.endswith("loss") and abs(mean) > LARGEST_LOSS):
+                raise self._diverged(name, mean)
+        return means
 
     def _diverged(self, name: str, value: float | str) -> UserError:
         cure = "a lower learning rate or --precision fp32"
@@ -205,10 +207,10 @@ class Run:
         return UserError(f"{name} became {value} before step {self.step}: {cure}")
 
     def _log_row(self, bar: tqdm, rate: float) -> dict[str, float]:
-        self._require_sane_metrics()
         lrs = {name.replace("optimizer", "lr"): float(part.param_groups[0]["lr"]) for name, part in self.parts.items()
                if isinstance(part, Optimizer)}
-        row = {"step": self.step} | self._log.row() | lrs
+        row = {"step": self.step} | self._sane_means() | lrs
+        self._log.clear()
         append_row(self.folder.path, row, self._events)
         shown = " ".join(f"{name}={value:.4g}" for name, value in row.items() if name != "step")
         if bar.disable:

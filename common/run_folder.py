@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.files import lock_folder, read_json, write_json, write_text
 from common.metrics_log import METRICS, read_metrics
 
-RESULTS = {"done", "result.json", "previews.json"}  # of a finished run; all but the first are DANN's
+RESULTS = {"done", "result.json", "previews.json"}  # of a finished run; only dann.train writes the .json files
 FILES = {"args.json", "versions.json", METRICS, "curves.png", "samples", "last.pt", *RESULTS}
 NOT_STORED = {"config", "seeds", "tensorboard"}  # flags that args.json does not have
 OF_THIS_START = {"out", "resume", "epochs", "device", "dry_run", "debug"}  # never taken from an args.json
@@ -128,8 +128,9 @@ class RunFolder:
         if resume is None:
             return None
         if resume == "auto" and not self.checkpoint_path.exists():
-            rows, args = read_metrics(self.path), self.path / "args.json"  # as the rows were logged
-            logged = read_json(args, "the settings of a run") if args.exists() else self.settings
+            rows, path = read_metrics(self.path), self.path / "args.json"
+            # The settings with which the rows were logged: --save-every may differ now.
+            logged = read_json(path, "the settings of a run") if path.exists() else self.settings
             if (self.path / "done").exists() or (rows and rows[-1]["step"] > logged["save_every"]):
                 raise UserError(f"{self.checkpoint_path} is gone: put it back, or name another --out")
             return None

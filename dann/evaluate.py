@@ -110,24 +110,24 @@ def to_markdown(cells: list[dict], splits: Iterable[str] = TITLES) -> str:
     tables = []
     for split in splits:
         found = {(cell["row"], cell["column"]): cell for cell in cells if split in cell}
-        steps = {column: statistics.mode(cell["steps"] for cell in found.values() if cell["column"] == column)
+        usual = {column: statistics.mode(cell["steps"] for cell in found.values() if cell["column"] == column)
                  for _, column in found}
-        if found:
-            tables.append(markdown([TITLES[split], *(f"{column}, {usual:,} steps" for column, usual in steps.items())],
-                                   [[row, *(_percent(found.get((row, column)), split, usual)
-                                            for column, usual in steps.items())]
-                                    for row in dict.fromkeys(row for row, _ in found)]))
+        header = [TITLES[split], *(f"{column}, {steps:,} steps" for column, steps in usual.items())]
+        rows = [[row, *(_percent(found.get((row, column)), split, steps) for column, steps in usual.items())]
+                for row in dict.fromkeys(row for row, _ in found)]
+        if rows:
+            tables.append(markdown(header, rows))
     return "\n".join(tables)
 
 
 def map_table(cells: list[dict]) -> str:
     """Return the accuracy on test (on val if no run has test) of all pairs as Markdown; UserError if there is none."""
     split, steps, domains, methods = _map(cells)
-    return markdown([f"{TITLES[split]}, {steps:,} steps", *methods],
-                    [[f"{source} -> {target}", *(_percent(of_pair.get((source, target)), split, steps)
-                                                 for of_pair in methods.values())]
-                     for source in domains for target in domains
-                     if any((source, target) in of_pair for of_pair in methods.values())])
+    pairs = [(source, target) for source in domains for target in domains
+             if any((source, target) in of_pair for of_pair in methods.values())]
+    rows = [[" -> ".join(pair), *(_percent(of_pair.get(pair), split, steps) for of_pair in methods.values())]
+            for pair in pairs]
+    return markdown([f"{TITLES[split]}, {steps:,} steps", *methods], rows)
 
 
 def draw_map(cells: list[dict], path: Path) -> None:

@@ -56,10 +56,10 @@ def complete(settings: Mapping[str, Any]) -> dict[str, Any]:
         if mode != "dann" and settings[name] not in (None, _COMMON[name]):
             raise UserError(f"--{name.replace('_', '-')} belongs to --mode dann, got --mode {mode}: leave it out")
     completed = {**settings, "recipe": recipe}
-    recipes = RECIPES[recipe]
-    if settings["teacher"] is False:  # and what needs one
-        recipes = recipes | {"alignment": False, "target_only": 0.0}
-    completed |= {name: value for name, value in recipes.items() if settings[name] is None}
+    defaults = RECIPES[recipe]
+    if settings["teacher"] is False:  # what needs a teacher is off too
+        defaults = defaults | {"alignment": False, "target_only": 0.0}
+    completed |= {name: value for name, value in defaults.items() if settings[name] is None}
     for name in ("alignment", "target_only"):
         if completed[name] and not completed["teacher"]:
             raise UserError(f"--{name.replace('_', '-')} is about a teacher's labels: it needs --teacher")
@@ -74,9 +74,9 @@ def run_dir(args: argparse.Namespace) -> Path:
     return Path("runs", "-".join(filter(None, ("dann", args.source, args.target, args.mode, recipe))))
 
 
-def of_seed(out: Path, seed: int | None) -> Path:
-    """Return the run folder of one of several seeds; `out` itself for None."""
-    return out if seed is None or not out.name else out.with_name(f"{out.name}-seed{seed}")
+def of_seed(out: Path, seed: int) -> Path:
+    """Return the run folder of one of several seeds; `out` itself if it has no name, which the trainer refuses."""
+    return out.with_name(f"{out.name}-seed{seed}") if out.name else out
 
 
 def model_args_of(settings: Mapping[str, Any]) -> dict[str, Any]:

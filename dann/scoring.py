@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from dann.networks import DANN
 from dann.predict import predict
-from dann.recipes import RECIPES, changes_of
+from dann.recipes import MODES, RECIPES, changes_of
 from dann.validators import OF_SOURCE, VALIDATORS, Outputs, compute_validators
 
 SPLITS = ("val", "test")  # of the target, for accuracies
@@ -155,8 +155,9 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     result = read_json(path, "the scores of a run of dann.train, which --resume auto finishes")
     if not result.keys() >= {*SETTINGS, "parts", "changes", "steps", "oracle"}:
         raise UserError(f"{path} does not hold the scores of a run of dann.train: leave it out")
-    if result["recipe"] not in RECIPES:
-        raise UserError(f"{path}: recipe {result['recipe']} is of another version: leave it out")
+    mode, recipe = result["mode"], result["recipe"]
+    if mode not in MODES or recipe not in RECIPES or (mode == "dann") != (recipe is not None):
+        raise UserError(f"{path}: recipe {recipe} of mode {mode} is of another version: leave it out")
     if not result.keys() & set(SPLITS):
         raise UserError(f"{run_dir} has no scores, because its target has no labels: leave it out")
     return result | {"run_dir": run_dir}

@@ -54,7 +54,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="dann adapts from source to target, the others train on that one")
     add_recipe_flags(parser)
     add_select_flag(parser)
-    args = cli.parse_training_args(parser, argv, run_dir, lambda args, out: of_seed(out, (args.seeds or [None])[0]))
+    args = cli.parse_training_args(parser, argv, run_dir,
+                                   lambda args, out: of_seed(out, args.seeds[0]) if args.seeds else out)
     vars(args).update(complete(vars(args)))
     if args.seeds and (len(set(args.seeds)) < len(args.seeds) or args.seed != args.defaults["seed"]):
         parser.error("--seeds: expected different numbers, and no --seed")
@@ -78,7 +79,7 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     inputs = {"data": fingerprint(*sets, *scored.values())}
     images, labels = sets[0].images.to(device), sets[0].labels.to(device)
     target_images = sets[1].images.to(device) if args.mode == "dann" else None
-    out = of_seed(args.out, seed if args.seeds else None)
+    out = of_seed(args.out, seed) if args.seeds else args.out
     settings = vars(args) | {"seed": seed, "out": out}
 
     torch.manual_seed(seed)
@@ -90,7 +91,10 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
     # Two streams of different seeds, because MNIST and MNIST-M hold the same digits in the same order.
     streams = [Batches(len(digits.images), args.batch_size, 2 * seed + i, device) for i, digits in enumerate(sets)]
     parts = {"model": model, "optimizer": optimizer, "scores": scores}
-    parts |= {name: part for name, part in (("teacher", teacher), ("alignment", alignment)) if part}
+    if teacher is not None:
+        parts["teacher"] = teacher
+    if alignment is not None:
+        parts["alignment"] = alignment
     parts |= dict(zip(("batches", "target_batches"), streams, strict=False))
     run = Run(out, KIND, settings, model_args_of(settings), parts, weights=scores.kept, inputs=inputs)
 
@@ -124,7 +128,9 @@ def train(args: cli.Settings, seed: int, sets: list[ImageSet], scored: dict[str,
                                     target_only=progress >= 1 - args.target_only)
         run.record(metrics)
         if teacher is not None:
-            distributed.average_buffers(teacher.module, *filter(None, [alignment]))
+            distributed.average_buffers(teacher.module)
+            if alignment is not None:
+                distributed.average_buffers(alignment)
             teacher.update(model)
         if run.due(args.sample_every):
             scores.add(step + 1)

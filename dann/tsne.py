@@ -45,7 +45,7 @@ def embed(features: np.ndarray) -> np.ndarray:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    if features.shape[1] > PCA_DIM and len(features) > PCA_DIM:
+    if len(features) > PCA_DIM:
         features = PCA(PCA_DIM, svd_solver="full").fit_transform(features)
     perplexity = min(30, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features)

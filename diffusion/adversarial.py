@@ -155,7 +155,8 @@ def main(argv: list[str] | None = None) -> int:
     d_optimizer = capturable(torch.optim.Adam(heads.parameters(), lr=args.d_lr, betas=(0.0, 0.99), fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
 
-    run = Run(args.out, KIND, vars(args), student.model_args | {"distilled": list(SETTING)},
+    model_args = student.model_args | {"distilled": list(SETTING)}
+    run = Run(args.out, KIND, vars(args), model_args,
               parts={"model": model, "ema": ema, "heads": heads, "optimizer": optimizer, "d_optimizer": d_optimizer,
                      "batches": batches}, weights=ema.module,
               inputs=inputs)
@@ -164,13 +165,13 @@ def main(argv: list[str] | None = None) -> int:
         return train_step(student, optimizer, teacher, heads, d_optimizer, to_float(images[index]), labels[index],
                           dtype=dtype)
 
-    captured, pipeline = Captured(step_on, device), replace(student, model=ema.module)
+    captured, pipeline = Captured(step_on, device), replace(student, model_args=model_args, model=ema.module)
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps, WARMUP))
         run.record(captured(shard(batches.next())))
         ema.update(model)
         if run.due(args.sample_every) and rank() == 0:
-            save_picture(preview(pipeline, SETTING, args.seed, dtype), run.sample_path())
+            save_picture(preview(pipeline, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

@@ -79,7 +79,8 @@ def distill_target(teacher: Pipeline, guidance: float, x_t: Tensor, times: Seque
     x_t is (B, 3, 28, 28) float32, and labels are (B,) int64 digits. `times` are the columns of `step_times`, (B,)
     int64 each; the first is the time of x_t.
     """
-    schedule, (t, middle, end) = teacher.schedule, times
+    schedule = teacher.schedule
+    t, middle, end = times
     x_0 = teacher.denoise(x_t, t, labels, guidance)
     x_middle = ddim_step(schedule, x_t, x_0, t, middle)
     x_0_middle = teacher.denoise(x_middle, middle, labels, guidance)
@@ -134,14 +135,14 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.manual_seed(args.seed)
     images, all_labels = digits.images.to(device), digits.labels.to(device)
-    student = copy.deepcopy(teacher.model).train()
+    student = copy.deepcopy(teacher.model)
     ema = EMA(student, args.ema_decay)
     optimizer = capturable(torch.optim.Adam(student.parameters(), lr=args.lr, betas=(0.9, 0.99), fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
     times = step_times(teacher.schedule.num_timesteps, steps).to(device)
-    setting = Setting("ddim", steps, 1.0)
+    model_args = teacher.model_args | {"distilled": list(Setting("ddim", steps, 1.0))}
 
-    run = Run(args.out, KIND, vars(args), teacher.model_args | {"distilled": list(setting)},
+    run = Run(args.out, KIND, vars(args), model_args,
               parts={"model": student, "ema": ema, "optimizer": optimizer, "batches": batches}, weights=ema.module,
               inputs={"data": fingerprint(digits), "teacher": sha256(args.teacher)})
 
@@ -149,13 +150,13 @@ def main(argv: list[str] | None = None) -> int:
         return train_step(student, optimizer, teacher, to_float(images[index]), all_labels[index],
                           guidance=guidance, times=times, dtype=dtype)
 
-    captured, pipeline = Captured(step_on, device), replace(teacher, model=ema.module)
+    captured, pipeline = Captured(step_on, device), replace(teacher, model=ema.module, model_args=model_args)
     for step in run.steps():
         set_lr(optimizer, lr_at(args.lr, args.lr_schedule, step, args.steps))
         run.record(captured(shard(batches.next())))
         ema.update(student)
         if run.due(args.sample_every) and rank() == 0:
-            save_picture(preview(pipeline, setting, args.seed, dtype), run.sample_path())
+            save_picture(preview(pipeline, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

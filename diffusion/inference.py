@@ -81,9 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     device, dtype = cli.select_device_and_dtype(args)
     avoid_cudnn_attention()
     init_process_group(device)
-    if rank() and args.picture:
-        return 0  # one process is enough for a picture
     if args.picture:
+        if rank():
+            return 0  # one process writes the picture
         require_new(args.force, args.out)
     given = {name: value for name, value in vars(args).items() if name in Setting._fields and value is not None}
     weights = args.weights or RELEASED / ("diffusion.pt" if given or args.picture in MANY_STATES else DISTILLED)
@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         given |= MANY_STATES.get(args.picture, {})
     setting = pipeline.setting._replace(**given)
     pipeline.check(setting, weights)
-    states, finished = (partial(draw, pipeline, setting, args.seed, dtype=dtype) for draw in (sample, generate))
+    states = partial(sample, pipeline, setting, args.seed, dtype=dtype)
+    finished = partial(generate, pipeline, setting, args.seed, dtype=dtype)
     pairs = [(digit, number) for digit in args.digits for number in range(1, args.per_digit + 1)]
 
     if args.picture == "process":

@@ -104,14 +104,12 @@ class Pipeline:
         return Captured(denoise, self.schedule.betas.device)
 
     def check(self, setting: Setting, path: Path) -> None:
-        """Raise UserError for guidance of a distilled network, which has no unconditional branch, or other steps."""
-        if self.distilled and setting.guidance != 1:
-            raise UserError(f"{path} was distilled with its guidance: got guidance {setting.guidance:g}, expected 1; "
-                            "for another scale, use its teacher")
-        if self.distilled and setting[:2] != self.distilled[:2]:
+        """Raise UserError if a distilled network is to sample in another way than it has learned."""
+        if self.distilled and setting != self.distilled:
             steps = self.distilled.steps
-            raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)} of ddim: got {setting.steps} of "
-                            f"{setting.sampler}; for others, use its teacher")
+            raise UserError(f"{path} was distilled to {steps} step{'s' * (steps > 1)} of ddim with guidance 1: got "
+                            f"{setting.steps} of {setting.sampler} with guidance {setting.guidance:g}; for others, "
+                            "use its teacher")
 
 
 def load_pipeline(path: Path, device: torch.device) -> Pipeline:
@@ -176,7 +174,7 @@ def load_generated(folder: Path) -> ImageSet:
     return ImageSet(images, torch.tensor([int(name[0]) for name in names]), names)
 
 
-def preview(pipeline: Pipeline, setting: Setting, seed: int, dtype: torch.dtype) -> Image.Image:
-    """Sample a picture with one row per digit, to watch a training."""
+def preview(pipeline: Pipeline, seed: int, dtype: torch.dtype) -> Image.Image:
+    """Sample a picture with one row per digit in the default setting, to watch a training."""
     pairs = [(digit, number) for digit in range(10) for number in range(PREVIEW_COLUMNS)]
-    return grid(generate(pipeline, setting, seed, pairs, dtype), PREVIEW_COLUMNS, scale=2)
+    return grid(generate(pipeline, pipeline.setting, seed, pairs, dtype), PREVIEW_COLUMNS, scale=2)

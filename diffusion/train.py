@@ -29,11 +29,10 @@ from common.images import save_picture, to_float
 from common.lr_schedule import lr_at, set_lr
 from common.run import Run
 from diffusion.loss import diffusion_loss, quartile_means
-from diffusion.pipeline import Pipeline, Setting, preview
+from diffusion.pipeline import Pipeline, preview
 from diffusion.schedule import PREDICTIONS, SCHEDULES, Schedule, make_schedule
 from diffusion.unet import KIND, ConditionalUNet
 
-PREVIEW = Setting("ddim", 20, 2.0)
 LABEL_DROPOUT = 0.1  # share of images without label, which train the unconditional branch
 
 
@@ -51,7 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="steps in which the learning rate rises to its peak")
     parser.add_argument("--ema-decay", type=cli.fraction, default=0.999,
                         help="decay of the average of the weights, which generates the images")
-    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity")
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="velocity",
+                        help="what the network predicts")
     parser.add_argument("--schedule", choices=SCHEDULES, default="cosine", help="of the noise")
     parser.add_argument("--min-snr", action=argparse.BooleanOptionalAction, default=True,
                         help="weight the loss by min(SNR, 5) (default: on)")
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         run.record(captured(shard(batches.next())))
         ema.update(model)
         if run.due(args.sample_every) and rank() == 0:
-            save_picture(preview(pipeline, PREVIEW, args.seed, dtype), run.sample_path())
+            save_picture(preview(pipeline, args.seed, dtype), run.sample_path())
     print(f"done: {args.out}/last.pt, samples in {args.out}/samples")
     return 0
 

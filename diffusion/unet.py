@@ -89,9 +89,9 @@ class SelfAttention(nn.Module):
         return (x + self.ff_self(x)).transpose(1, 2).unflatten(2, size)
 
 
-def time_embedding(t: Tensor, dim: int = TIME_DIM) -> Tensor:
-    """Return the sinusoidal embedding of Vaswani et al. (2017, arXiv:1706.03762), sines first: (B,) -> (B, dim)."""
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(0, dim, 2, device=t.device) / dim)
+def time_embedding(t: Tensor) -> Tensor:
+    """Return the sinusoidal embedding of Vaswani et al. (2017, arXiv:1706.03762), sines first: (B,) -> (B, 256)."""
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(0, TIME_DIM, 2, device=t.device) / TIME_DIM)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

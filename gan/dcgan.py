@@ -16,23 +16,23 @@ def init_weights(module: nn.Module) -> None:
 
 
 class Generator(nn.Module):
-    """Generate images from noise.
+    """Generate images from noise of `z_dim` numbers each.
 
     Args:
-        z_dim: length of the noise vector.
         width: channels of the last hidden map; 64 gives the network of hw2_report.md.
     """
 
-    def __init__(self, z_dim: int = 100, width: int = 64) -> None:
+    z_dim = 100
+
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
-        self.z_dim = z_dim
 
         def block(in_channels: int, out_channels: int, stride: int, padding: int) -> list[nn.Module]:
             return [nn.ConvTranspose2d(in_channels, out_channels, 4, stride, padding, bias=False),
                     nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
         self.main = nn.Sequential(
-            *block(z_dim, 8 * width, 1, 0),
+            *block(self.z_dim, 8 * width, 1, 0),
             *block(8 * width, 4 * width, 2, 1),
             *block(4 * width, 2 * width, 2, 1),
             *block(2 * width, width, 2, 1),

@@ -79,10 +79,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def blur(x: Tensor, gain: float = 1.0) -> Tensor:
-    """Convolve (N, 3, H, W) with the binomial filter of Burt & Adelson 1983, times `gain`; edges are mirrored."""
+def blur(x: Tensor) -> Tensor:
+    """Convolve (N, 3, H, W) with the binomial filter of Burt & Adelson 1983; edges are mirrored."""
     line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    kernel = (gain * line[:, None] * line).expand(3, 1, 5, 5)
+    kernel = (line[:, None] * line).expand(3, 1, 5, 5)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
 
 
@@ -93,7 +93,7 @@ def laplacian_pyramid(images: Tensor) -> list[Tensor]:
         coarse = blur(images)[:, :, ::2, ::2]
         spread = torch.zeros_like(images)
         spread[:, :, ::2, ::2] = coarse
-        bands.append(images - blur(spread, gain=4.0))
+        bands.append(images - 4 * blur(spread))  # three of four pixels of `spread` are 0
         images = coarse
     return [*bands, images]
 
@@ -151,14 +151,15 @@ def measure(sets: Sequence[Tensor], real: Tensor, seed: int, optional: set[str])
     rows = []
     for images in sets:
         distances, vectors = swd(images, real, seed), features(images)
-        rows.append({"swd": distances, "swd_mean": sum(distances) / SCALES,
-                     **fidelity_and_diversity(vectors, real_vectors),
-                     "kernel": 1000 * kernel_distance(vectors, real_vectors),
-                     "near_duplicates": near_duplicates(images.numpy(), real.numpy())})
+        row = {"swd": distances, "swd_mean": sum(distances) / SCALES,
+               **fidelity_and_diversity(vectors, real_vectors),
+               "kernel": 1000 * kernel_distance(vectors, real_vectors),
+               "near_duplicates": near_duplicates(images.numpy(), real.numpy())}
         if "one_face" in optional:
-            rows[-1]["one_face"] = one_face_share(images)
+            row["one_face"] = one_face_share(images)
         if "fid" in optional:
-            rows[-1]["fid"] = frechet_distance(inception_features(images), real_inception)
+            row["fid"] = frechet_distance(inception_features(images), real_inception)
+        rows.append(row)
     return rows
 
 
@@ -172,9 +173,10 @@ def compare(fake: Tensor, real: Tensor, seed: int, optional: set[str]) -> dict:
 def summary(runs: list[dict]) -> dict:
     """Return the mean of each score over folders, and as "std" their standard deviations if there are several."""
     values = {name: np.array([run[name] for run in runs]) for name in runs[0]}
-    means = {name: value.mean(0).tolist() for name, value in values.items()} | {"images": runs[0]["images"]}
-    return means | ({"std": {name: value.std(0, ddof=1).tolist() for name, value in values.items()}}
-                    if len(runs) > 1 else {})
+    scores = {name: value.mean(0).tolist() for name, value in values.items()} | {"images": runs[0]["images"]}
+    if len(runs) > 1:
+        scores["std"] = {name: value.std(0, ddof=1).tolist() for name, value in values.items()}
+    return scores
 
 
 def table(scores: dict) -> list[str]:
@@ -200,17 +202,19 @@ def main(argv: list[str] | None = None) -> int:
     if len(train) < 2:
         raise UserError(f"{args.train}: got 1 image, expected the training set: name its folder with --train")
     train = torch.cat([train, train.flip(-1)])  # training mirrors faces, so a mirrored copy is a copy
-    (optional, notes), runs, rows = optional_scores(), [], []
-    for seed, fake in enumerate(images[:count] for images in folders):
-        copies, closest = memorisation(fake.numpy(), real.numpy(), train.numpy())
-        rows.append(closest)
-        runs.append(compare(fake, real, seed, optional)
-                    | {"suspicious": copies["suspicious"], "suspicious_real": 0.01})  # real: by its definition
+    optional, notes = optional_scores()
+    runs, closest = [], []  # of each folder: its scores, and the rows of a picture
+    for seed, images in enumerate(folders):
+        fake = images[:count]
+        copies, rows = memorisation(fake.numpy(), real.numpy(), train.numpy())
+        closest.append(rows)
+        scores = compare(fake, real, seed, optional)
+        runs.append(scores | {"suspicious": copies["suspicious"], "suspicious_real": 0.01})  # real: by its definition
     scores = {"kind": "gan", "reference": args.reference, "folders": len(folders), **summary(runs)}
 
     if args.neighbours:
-        tiles = [image for i, *others in rows[0].tolist() for image in (folders[0][i], *train[others])]
-        save_picture(grid(torch.stack(tiles), rows[0].shape[1]), args.neighbours)
+        tiles = [image for i, *others in closest[0].tolist() for image in (folders[0][i], *train[others])]
+        save_picture(grid(torch.stack(tiles), closest[0].shape[1]), args.neighbours)
     if args.out:
         write_json(args.out, scores)
     print(f"{scores['images']} of {count} images{' per folder' * (len(folders) > 1)} against {args.reference}")

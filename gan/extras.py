@@ -56,9 +56,11 @@ def optional_scores() -> tuple[set[str], list[str]]:
         notes.append("one_face is left out: it needs `pip install dlib`")
     if not find_spec("pytorch_fid"):
         notes.append("fid is left out: it needs `pip install pytorch-fid`")
-    elif (weights := inception_weights())[0].exists():
+        return found, notes
+    path, url = inception_weights()
+    if path.exists():
         found.add("fid")
-        notes.append(f"fid: pytorch-fid, resized bilinearly to 299 px, weights sha256 {sha256(weights[0])[:16]}")
+        notes.append(f"fid: pytorch-fid, resized bilinearly to 299 px, weights sha256 {sha256(path)[:16]}")
     else:
-        notes.append(f"fid is left out: it needs {weights[1]} as {weights[0]}")
+        notes.append(f"fid is left out: it needs {url} as {path}")
     return found, notes

@@ -79,9 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     allow_tf32(True)  # on average, pixels change by a hundredth of a level
     batch_size = BATCH_SIZE if device.type == "cpu" else GPU_BATCH_SIZE
     init_process_group(device)
-    if rank() and (args.grid or args.interpolate):
-        return 0  # one process writes the picture
     if args.grid or args.interpolate:
+        if rank():
+            return 0  # one process writes the picture
         require_new(args.force, args.out)
     kinds = [model.kind for name, model in MODELS.items() if args.model in (None, name)]
     model_args, weights = load_weights(args.weights, *kinds)
@@ -92,10 +92,14 @@ def main(argv: list[str] | None = None) -> int:
     def noise(numbers: range) -> Tensor:
         return seeded_normal([(args.seed, i) for i in numbers], (generator.z_dim,))
 
-    draw = Captured(torch.no_grad()(lambda z: to_uint8(generator(z))), device)
+    @torch.no_grad()
+    def draw(z: Tensor) -> Tensor:
+        return to_uint8(generator(z))
+
+    captured = Captured(draw, device)
 
     def generate(z: Tensor) -> Tensor:
-        return draw(send(z, device)).cpu()
+        return captured(send(z, device)).cpu()
 
     def generate_batch(indices: range) -> Tensor:  # a whole batch, even where fewer images are wanted
         return generate(noise(range(indices.start, indices.start + batch_size)))

@@ -42,24 +42,24 @@ class SelfAttention(nn.Module):
 
 
 class Generator(nn.Module):
-    """Generate images from noise.
+    """Generate images from noise of `z_dim` numbers each.
 
     Args:
-        z_dim: length of the noise vector.
         width: channels of the last hidden map, a multiple of 8; 64 gives the network of hw2_report.md.
         attention: False leaves out both attention layers.
     """
 
-    def __init__(self, z_dim: int = 128, width: int = 64, attention: bool = True) -> None:
+    z_dim = 128
+
+    def __init__(self, width: int = 64, attention: bool = True) -> None:
         super().__init__()
-        self.z_dim = z_dim
 
         def block(in_channels: int, out_channels: int, stride: int, padding: int) -> nn.Sequential:
             return nn.Sequential(
                 spectral_norm(nn.ConvTranspose2d(in_channels, out_channels, 4, stride, padding)),
                 nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
-        self.l1 = block(z_dim, 8 * width, 1, 0)
+        self.l1 = block(self.z_dim, 8 * width, 1, 0)
         self.l2 = block(8 * width, 4 * width, 2, 1)
         self.l3 = block(4 * width, 2 * width, 2, 1)
         self.attn1 = SelfAttention(2 * width) if attention else nn.Identity()

@@ -115,26 +115,25 @@ def main(argv: list[str] | None = None) -> int:
     device, dtype = cli.select_device_and_dtype(args)
     init_process_group(device)
     with rank_zero_first():
-        sets = [load_faces(args.data, split) for split in ("train", "val")]
-    train_faces, val_faces = (faces.images for faces in sets)
-    cli.finalize_settings(args, len(train_faces))
-    watched = watched_faces(train_faces, val_faces)
+        train_set, val_set = load_faces(args.data, "train"), load_faces(args.data, "val")
+    cli.finalize_settings(args, len(train_set.images))
+    watched = watched_faces(train_set.images, val_set.images)
 
     torch.manual_seed(args.seed)
-    model, images = MODELS[args.model], train_faces.to(device)
+    model, images = MODELS[args.model], train_set.images.to(device)
     model_args = {"model": args.model, "width": args.width} | ({"attention": False} if args.no_attention else {})
-    generator, discriminator = (place(build(model_args), device) for build in (build_generator, build_discriminator))
+    generator = place(build_generator(model_args), device)
+    discriminator = place(build_discriminator(model_args), device)
     g_ema = EMA(generator, args.ema_decay)
-    g_optimizer, d_optimizer = (
-        capturable(torch.optim.Adam(network.parameters(), lr=lr, betas=model.betas, fused=True))
-        for network, lr in ((generator, args.g_lr), (discriminator, args.d_lr)))
+    g_optimizer = capturable(torch.optim.Adam(generator.parameters(), lr=args.g_lr, betas=model.betas, fused=True))
+    d_optimizer = capturable(torch.optim.Adam(discriminator.parameters(), lr=args.d_lr, betas=model.betas, fused=True))
     batches = Batches(len(images), args.batch_size, args.seed, device)
     parts = {"generator": generator, "discriminator": discriminator, "g_ema": g_ema,
              "g_optimizer": g_optimizer, "d_optimizer": d_optimizer, "batches": batches}
     fixed_z = seeded_normal([(args.seed, i) for i in range(NUM_IMAGES)], (generator.z_dim,)).to(device)
 
     run = Run(args.out, model.kind, vars(args), model_args, parts, weights=g_ema.module,
-              inputs={"data": fingerprint(*sets)})
+              inputs={"data": fingerprint(train_set, val_set)})
     recalibrate = partial(recalibrate_bn, g_ema.module, generator, fixed_z, dtype)
 
     def step_on(index: Tensor) -> dict[str, Tensor]:

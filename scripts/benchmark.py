@@ -3,9 +3,9 @@
     bash scripts/benchmark.sh [--device cpu|cuda] [--quick] [--out runs/benchmark.json]
 
 Both sides train the same networks with the same batch size on the same embedded images. Each round times the plain
-loop, then ours; the ratio is the median over rounds, its spread the smallest and the largest. For sampling, our default
-sampler is compared with the plain 1000 steps: the images differ. On a GPU, larger batches are tried too, and the
-fastest of ours is compared with the plain loop at the same batch.
+loop, then ours; the ratio is the median over rounds, its spread the smallest and the largest. For sampling, the
+released student of one step is compared with 1000 guided steps: the images differ. On a GPU, larger batches are tried
+too, and the fastest of ours is compared with the plain loop at the same batch.
 
 The figures go to --out as JSON.
 """

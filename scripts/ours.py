@@ -111,7 +111,7 @@ def diffusion_evaluation(data: Data, device: torch.device, batch_size: int, dtyp
 
 
 def diffusion_sampling(data: Data, device: torch.device, batch_size: int, dtype: torch.dtype) -> Work:
-    """Take the few steps of diffusion.inference."""
+    """Generate digits as diffusion.inference does, by the released student."""
     pipeline = load_pipeline(RELEASED / DISTILLED, device)
     pairs = [(number % 10, number) for number in range(batch_size)]
     yield from sampling(lambda: sample(pipeline, pipeline.setting, 0, pairs, dtype), pipeline.setting.steps,

@@ -51,11 +51,10 @@ def store(images: ImageSet, folder: str) -> Stored:
 
 
 def load_embedded(folder: str, count: int) -> Data:
-    """Return the first `count` images of each embedded data set, with their files in `folder`."""
+    """Return at most `count` images of each embedded data set, with their files in `folder`."""
     sets = {name: load_digits("builtin", name, "train") for name in ("mnistm", "usps")}
     sets |= {"face": load_faces("builtin", "train"), "unlabelled": sets["usps"]._replace(labels=None)}
-    return {name: store(ImageSet(*(part if part is None else part[:count] for part in every)), f"{folder}/{name}")
-            for name, every in sets.items()}
+    return {name: store(images.sample(count), f"{folder}/{name}") for name, images in sets.items()}
 
 
 def settings(convolutions: bool, products: bool) -> Callable[[Callable[..., Work]], Callable[..., Work]]:
@@ -65,21 +64,18 @@ def settings(convolutions: bool, products: bool) -> Callable[[Callable[..., Work
         convolutions, products: whether a GPU may round the factors of float32 convolutions and matrix products to TF32.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    wanted = [(cudnn, "allow_tf32", convolutions), (matmul, "allow_tf32", products)]
 
     def decorate(make: Callable[..., Work]) -> Callable[..., Work]:
         @wraps(make)
         def made(*args: object) -> Work:
             work = make(*args)
             while True:
-                before = [(backend, name, getattr(backend, name)) for backend, name, _ in wanted]
+                before = cudnn.allow_tf32, matmul.allow_tf32
+                cudnn.allow_tf32, matmul.allow_tf32 = convolutions, products
                 try:
-                    for backend, name, value in wanted:
-                        setattr(backend, name, value)
                     done = next(work)
                 finally:
-                    for backend, name, value in before:
-                        setattr(backend, name, value)
+                    cudnn.allow_tf32, matmul.allow_tf32 = before
                 yield done
         return made
     return decorate

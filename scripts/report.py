@@ -63,7 +63,7 @@ SCORES = {"dcgan.pt": "dcgan", "sagan.pt": "sagan", "diffusion.pt": "digits-teac
 OTHER_SETTINGS = {**{f"samplers-{setting}": "diffusion.pt" for setting in (
     "5-2", "10-1", "10-1.25", "10-1.5", "10-1.75", "10-2", "20-2")}, "digits-10000": DISTILLED}
 CELLS = ("dann",)  # results of dann.evaluate
-# Columns of a table of scores, if all rows have them: key -> title and format. Those of the SWD, x1000, come first.
+# Columns of a table of scores, if all rows have them: key -> title and format. The SWD is x1000.
 FACE_SCORES = {
     "swd_64": ("SWD 64 px", ".1f"), "swd_32": ("32 px", ".1f"), "swd_16": ("16 px", ".1f"), "swd_mean": ("mean", ".1f"),
     "recall": ("recall", ".2f"), "coverage": ("coverage", ".2f"), "near_duplicates": ("near-duplicates", ".1%"),
@@ -106,7 +106,8 @@ def scores_table(rows: dict[str, dict]) -> str:
 
 def _with_bands(scores: dict) -> dict:
     """Add each band of the SWD, and their mean."""
-    return scores | dict(zip(FACE_SCORES, (*scores["swd"], statistics.mean(scores["swd"])), strict=False))
+    fine, middle, coarse = scores["swd"]
+    return scores | {"swd_64": fine, "swd_32": middle, "swd_16": coarse, "swd_mean": statistics.mean(scores["swd"])}
 
 
 TABLES: dict[str, Callable[[], str]] = {

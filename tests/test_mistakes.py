@@ -426,7 +426,7 @@ def fast(monkeypatch):
     monkeypatch.setattr("common.run.plot_curves", lambda *_: None)
     monkeypatch.setattr("diffusion.classifier.train", lambda *args: torch.manual_seed(0) and DigitClassifier().eval())
     monkeypatch.setattr("diffusion.classifier.MIN_ACCURACY", 0)
-    monkeypatch.setattr("diffusion.train.PREVIEW", Setting("ddim", 1, 2.0))
+    monkeypatch.setattr("diffusion.pipeline.STANDARD", Setting("dpm-solver++", 1, 1.5))
     monkeypatch.setattr("diffusion.pipeline.PREVIEW_COLUMNS", 1)
     monkeypatch.setattr("dann.tsne.embed", lambda features: features[:, :2])
 

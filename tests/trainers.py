@@ -35,7 +35,7 @@ def make_small(replace=setattr) -> None:
     replace(synthetic_faces, "faces", lambda split: pixels)
     replace(run, "plot_curves", lambda *_: None)
     replace(gan_train, "NUM_IMAGES", 64)
-    replace(diffusion_train, "PREVIEW", pipeline.Setting("ddim", 1, 2.0))
+    replace(pipeline, "STANDARD", pipeline.Setting("dpm-solver++", 1, 1.5))
     replace(pipeline, "PREVIEW_COLUMNS", 1)
 
 

@@ -89,8 +89,9 @@ def decode_files(folder: Path, names: list[str], size: int) -> tuple[np.ndarray,
 def decode_strictly(folder: Path, names: list[str], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the images and sides of `decode_files`. Raises UserError, which names the first broken file."""
     images, sides, reasons = decode_files(folder, names, size)
-    for name in filter(reasons.get, names):
-        raise UserError(f"broken image {folder / name} ({reasons[name]}): replace it or remove it")
+    broken = [name for name in names if name in reasons]
+    if broken:
+        raise UserError(f"broken image {folder / broken[0]} ({reasons[broken[0]]}): replace it or remove it")
     return images, sides
 
 

@@ -25,17 +25,17 @@ class Domain(NamedTuple):
     digit_height: int  # pixels of the 28 that a digit fills; MNIST fits digits into a box of 20 (LeCun et al. 1998)
     # For common.prepare: raw folder -> official train and test digits.
     read: Callable[[Path], tuple[Digits, Digits]] | None = None
+    files: tuple[RawFile, ...] = ()  # what `read` reads and --download downloads
     # The embedded stand-in: (rng, labels, split) -> (N, 1 or 3, 28, 28) float, clipped to [0, 1] afterwards.
     paint: Callable[[np.random.Generator, np.ndarray, str], np.ndarray] | None = None
     class_shares: np.ndarray | None = None  # (10,) float, of the embedded stand-in; None: equal shares
-    files: tuple[RawFile, ...] = ()  # what `read` reads and --download downloads
 
 
 DOMAINS = {
-    "mnist": Domain(20, raw.read_mnist, synthetic.paint_mnist, None, raw.MNIST_FILES),
-    "mnistm": Domain(20, raw.read_mnistm, synthetic.paint_mnistm, None, raw.MNISTM_FILES),
-    "usps": Domain(28, raw.read_usps, synthetic.paint_usps, synthetic.USPS_SHARES, raw.USPS_FILES),
-    "svhn": Domain(28, raw.read_svhn, synthetic.paint_svhn, None, raw.SVHN_FILES),
+    "mnist": Domain(20, raw.read_mnist, raw.MNIST_FILES, synthetic.paint_mnist),
+    "mnistm": Domain(20, raw.read_mnistm, raw.MNISTM_FILES, synthetic.paint_mnistm),
+    "usps": Domain(28, raw.read_usps, raw.USPS_FILES, synthetic.paint_usps, synthetic.USPS_SHARES),
+    "svhn": Domain(28, raw.read_svhn, raw.SVHN_FILES, synthetic.paint_svhn),
 }
 DOMAIN_CHOICES = (*DOMAINS, *(f"builtin-{name}" for name, domain in DOMAINS.items() if domain.paint))
 

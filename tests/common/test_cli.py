@@ -69,11 +69,6 @@ def test_bad_flags_are_one_line_that_names_the_flag(argv):
     assert argv[0] in message and "--help" in message and "\n" not in message
 
 
-def test_an_apple_gpu_is_one_line_that_says_what_to_use():
-    with pytest.raises(UserError, match="--device: Apple GPUs are not used: choose cpu or auto"):
-        training_parser().parse_args(["--device", "mps"])
-
-
 def test_tensorboard_without_its_package_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)

@@ -228,10 +228,13 @@ def test_a_result_without_a_key_is_one_line(name, runs, tmp_path):
         main([str(path.parent)])
 
 
-def test_a_recipe_of_another_version_is_one_line(runs):
+@pytest.mark.parametrize("edited", [{"recipe": "best"}, {"recipe": None}, {"mode": "source"}, {"mode": "both"}])
+def test_a_recipe_of_another_version_is_one_line(runs, edited):
     path = Path(runs("a", "dann", test=0.9), "result.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": "best"}))
-    with pytest.raises(UserError, match=r"a/result\.json: recipe best is of another version: leave it out"):
+    result = json.loads(path.read_text()) | edited
+    path.write_text(json.dumps(result))
+    message = rf"a/result\.json: recipe {result['recipe']} of mode {result['mode']} is of another version: leave it out"
+    with pytest.raises(UserError, match=message):
         main([str(path.parent)])
 
 

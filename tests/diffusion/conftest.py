@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion import pipeline, train
+from diffusion import pipeline
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def short_previews_on_one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "PREVIEW", pipeline.Setting("ddim", 2, 2.0))
+        patch.setattr(pipeline, "STANDARD", pipeline.Setting("dpm-solver++", 2, 1.5))
         patch.setattr(pipeline, "PREVIEW_COLUMNS", 1)
         yield
     torch.set_num_threads(threads)

@@ -205,10 +205,10 @@ def test_a_teacher_that_predicts_noise_is_refused(digits_dir, teacher, tmp_path)
 
 def test_a_distilled_network_is_sampled_as_it_was_trained(teacher, tmp_path):
     path = save(tmp_path / "student.pt", teacher.model, distilled=["ddim", 2, 1.0])
-    for flags, message in ((["--guidance", "2"], "was distilled with its guidance: got guidance 2"),
-                           (["--steps", "4"], "was distilled to 2 steps of ddim: got 4 of ddim; for others"),
-                           (["--sampler", "ddpm"], "to 2 steps of ddim: got 1000 of ddpm")):
-        with pytest.raises(UserError, match=message):
+    for flags, got in ((["--guidance", "2"], "2 of ddim with guidance 2"),
+                       (["--steps", "4"], "4 of ddim with guidance 1"),
+                       (["--sampler", "ddpm"], "1000 of ddpm with guidance 1")):
+        with pytest.raises(UserError, match=f"was distilled to 2 steps of ddim with guidance 1: got {got}; for others"):
             inference.main([str(tmp_path / "out"), "--weights", str(path), *flags])
     assert not (tmp_path / "out").exists()
 
@@ -227,6 +227,7 @@ def test_the_flags_choose_the_released_network(teacher, tmp_path, monkeypatch):
 
     monkeypatch.setattr(inference, "sample", sample)
     monkeypatch.setattr("diffusion.pipeline.sample", sample)
+    monkeypatch.setattr("diffusion.pipeline.STANDARD", inference.STANDARD)
     for flags in ([], ["--grid"], ["--process"], ["--gif"], ["--sampler", "ddpm"], ["--steps", "7"],
                   ["--guidance", "3"], ["--process", "--sampler", "ddim"]):
         name = {"--grid": "x.png", "--process": "x.png", "--gif": "x.gif"}.get((flags or [""])[0], "x")

@@ -76,7 +76,7 @@ def test_time_and_label_both_matter(small):
 
 
 def test_time_embedding_is_that_of_the_paper():
-    emb = time_embedding(torch.tensor([0, 7]), 256)
+    emb = time_embedding(torch.tensor([0, 7]))
     assert emb.shape == (2, 256)
     torch.testing.assert_close(emb[0], torch.cat([torch.zeros(128), torch.ones(128)]))
     expected = 7 / 10_000 ** (2 * 5 / 256)
