@@ -1,4 +1,4 @@
-"""Flags of the suite, and a server whose forks train: importing takes longer than a small training."""
+"""Flags and threads of the suite, and a server whose forks train: importing takes longer than a small training."""
 
 import multiprocessing
 from pathlib import Path
@@ -17,6 +17,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: PyTorch finds no GPU")
+    torch.set_num_threads(1)  # as scripts/test.sh does; a process that a test starts sets its own
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -46,13 +47,3 @@ def start(tmp_path_factory):
         return process
 
     return start
-
-
-@pytest.fixture(scope="session")
-def finish():
-    """Wait for a process; returns its exit code."""
-    def finish(process: multiprocessing.Process) -> int:
-        process.join(900)  # of the long kill tests, on a busy machine
-        return process.exitcode
-
-    return finish

@@ -21,8 +21,10 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
-def test_links_and_pictures_exist(path):
-    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+def test_links_and_pictures_exist_and_no_field_is_left(path):
+    text = path.read_text()
+    assert "<!--" not in text and "{table." not in text
+    for link in re.findall(r"\]\(([^)]+)\)", text):
         if not link.startswith("http"):
             name, _, anchor = link.partition("#")
             target = path.parent / name if name else path

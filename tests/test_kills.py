@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from tests.trainers import FLAGS, result
+from tests.trainers import FLAGS, finish, result
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 @pytest.mark.parametrize("task", FLAGS)
-def test_killed_and_resumed_equals_unbroken(task, start, finish, tmp_path, request):
+def test_killed_and_resumed_equals_unbroken(task, start, tmp_path, request):
     kills = request.config.getoption("--kills")
     more = f"--steps {10 + 4 * kills} --resume auto"
     assert finish(start(task, tmp_path / "whole", more)) == 0

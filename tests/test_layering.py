@@ -196,7 +196,7 @@ def test_everything_imports_trains_and_infers_without_the_modules_of_unix(tmp_pa
 
 
 # What takes long to import, and which modules cannot do without: common.prepare reads torchvision's formats.
-SLOW = {"torchvision", "torch._dynamo", "matplotlib", "sklearn", "scipy.io", "pandas"}
+SLOW = {"torchvision", "torch._dynamo", "matplotlib", "sklearn", "scipy", "pandas"}
 IMPORT_FAST = "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]]; print(*sys.modules)"
 
 

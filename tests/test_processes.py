@@ -21,7 +21,7 @@ from common.randomness import mix_seeds
 from diffusion import pipeline
 from diffusion import train as diffusion_train
 from gan import inference as gan_inference
-from tests.trainers import FLAGS, SMALL, command
+from tests.trainers import FLAGS, SMALL, command, content
 
 pytestmark = pytest.mark.slow
 
@@ -107,10 +107,6 @@ def start(tmp_path_factory):
         return Job(context, tmp_path_factory.mktemp("log") / "log.txt", module, flags, size, broken, draws_of)
 
     return start
-
-
-def content(out: Path) -> dict:
-    return torch.load(out / "last.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")

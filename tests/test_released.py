@@ -30,14 +30,6 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_pictures(name, tmp_path):
     main, flags = COMMANDS[name]

@@ -35,14 +35,6 @@ def test_documents_and_pictures_are_up_to_date(capsys):
     assert (capsys.readouterr().err, code) == ("", 0)
 
 
-@pytest.mark.parametrize("name", report.DOCUMENTS)
-def test_links_lead_to_files_and_no_field_is_left(name):
-    text = (report.PROJECT / name).read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
-    assert links and all(((report.PROJECT / name).parent / link).exists() for link in links)
-    assert "<!--" not in text and "{table." not in text
-
-
 def test_tables_beside_the_json_files_are_up_to_date():
     for name, table in (*((name, dann_evaluate.to_markdown(report.result(name))) for name in ("dann", "dann-parts")),
                         ("validators", validate.to_markdown(report.result("validators")))):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from common.errors import UserError
 from common.metrics_log import read_metrics
-from tests.trainers import FLAGS, MODULES, arguments, make_small, result
+from tests.trainers import FLAGS, MODULES, arguments, content, finish, make_small, result
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +19,8 @@ STEPS = "--steps 6 --precision fp32"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """As the forks have it: tiny sets, one thread."""
+    """As the forks have it: tiny sets."""
     make_small(monkeypatch.setattr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def train(task, out, more=STEPS):
@@ -62,16 +59,16 @@ def test_a_gradient_that_is_no_number_stops_with_its_step_and_costs_no_good_one(
           pytest.raises(UserError, match=f"{said}: .*is from before") as mistake):
         train(task, tmp_path / "run")
     assert "\n" not in str(mistake.value)
-    content = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert content["step"] == 3
-    assert all(value.isfinite().all() for value in content["weights"].values())
+    saved = content(tmp_path / "run")
+    assert saved["step"] == 3
+    assert all(value.isfinite().all() for value in saved["weights"].values())
     assert not (tmp_path / "run" / "done").exists()
     assert result(train(task, tmp_path / "run", f"{STEPS} --resume auto")) == result(whole(task))
 
 
 @pytest.mark.parametrize("task", FLAGS)
 def test_the_average_takes_in_every_step(task, whole):
-    parts = torch.load(whole(task) / "last.pt", weights_only=True)["parts"]
+    parts = content(whole(task))["parts"]
     name, network = {"gan": ("g_ema", "generator"), "diffusion": ("ema", "model"), "dann": ("teacher", "model")}[task]
     assert parts[name]["updates"] == 6
     for parameter, value in parts[network].items():
@@ -80,12 +77,11 @@ def test_the_average_takes_in_every_step(task, whole):
 
 
 @pytest.mark.parametrize("task", FLAGS)
-def test_resume_needs_no_other_flag(task, tmp_path):
-    train(task, tmp_path / "run")
-    before = json.loads((tmp_path / "run" / "args.json").read_text())
-    MODULES[task].main(["--out", str(tmp_path / "run"), "--resume", "auto", "--steps", "7"])
-    after = json.loads((tmp_path / "run" / "args.json").read_text())
-    assert after == before | {"resume": "auto", "steps": 7}
+def test_resume_needs_no_other_flag(task, whole, tmp_path):
+    out = shutil.copytree(whole(task), tmp_path / "run")
+    before = json.loads((out / "args.json").read_text())
+    MODULES[task].main(["--out", str(out), "--resume", "auto", "--steps", "7"])
+    assert json.loads((out / "args.json").read_text()) == before | {"resume": "auto", "steps": 7, "out": str(out)}
 
 
 @pytest.mark.parametrize("task", FLAGS)
@@ -106,7 +102,7 @@ def test_bfloat16_agrees_with_float32(name, tmp_path):
     gradients, rows = {}, {}
     for precision in ("fp32", "bf16"):
         out = train(task, tmp_path / precision, f"{more} --precision {precision} --steps 1")
-        parts = torch.load(out / "last.pt", weights_only=True)["parts"]
+        parts = content(out)["parts"]
         gradients[precision] = {  # after one step Adam's first average is the gradient, but for a factor
             name: torch.cat([entry["exp_avg"].flatten() for entry in part["state"].values()])
             for name, part in parts.items() if name.endswith("optimizer")}
@@ -120,7 +116,7 @@ def test_bfloat16_agrees_with_float32(name, tmp_path):
 
 
 @pytest.mark.parametrize("task", FLAGS)
-def test_processes_of_as_many_threads_give_equal_bytes_and_others_close_ones(task, start, finish, whole, tmp_path):
+def test_processes_of_as_many_threads_give_equal_bytes_and_others_close_ones(task, start, whole, tmp_path):
     """Another number of threads adds in another order: bytes may differ, and training makes more of it step by step."""
     threads = {"one": 1, "two": 2, "too": 2}
     processes = [start(task, tmp_path / name, "--steps 6", count) for name, count in threads.items()]

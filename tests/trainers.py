@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -49,6 +50,12 @@ def command(module: str, argv: list[str], threads: int, log: Path) -> None:
     cli.run_main(lambda: importlib.import_module(module).main(argv))
 
 
+def finish(process: multiprocessing.Process) -> int:
+    """Wait for a process; return its exit code."""
+    process.join(900)  # of the long kill tests, on a busy machine
+    return process.exitcode
+
+
 @contextlib.contextmanager
 def killed(module, steps):
     """Let the `train_step` of a module fail after so many steps, and expect that."""
@@ -78,15 +85,20 @@ def bits(value):
     return [bits(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def state(content):
+def state(stored):
     """Return the bits of a checkpoint or JSON file, without the times and names in which equal runs may differ."""
-    if isinstance(content, dict):
-        return {name: state(entry) for name, entry in content.items() if name not in OF_A_START}
-    return bits(content)
+    if isinstance(stored, dict):
+        return {name: state(entry) for name, entry in stored.items() if name not in OF_A_START}
+    return bits(stored)
+
+
+def content(out: Path) -> dict:
+    """Return the checkpoint of a run."""
+    return torch.load(out / "last.pt", weights_only=True)
 
 
 def result(out: Path) -> dict:
     """Return what two equal runs leave in their folders."""
     files = {path.name: path.read_bytes() for path in (out / "samples").iterdir()}
-    return {"checkpoint": state(torch.load(out / "last.pt", weights_only=True)), "samples": files,
+    return {"checkpoint": state(content(out)), "samples": files,
             "metrics": (out / "metrics.jsonl").read_text(), "files": {path.name for path in out.iterdir()}}

@@ -105,14 +105,6 @@ def test_usps_is_enlarged_and_its_label_1_is_the_digit_0(tmp_path, out):
         assert image.unique().tolist() == [int(np.float32(round(i / 26 - 1, 4) + 1) / 2 * 255)]
 
 
-def test_svhn_label_10_is_the_digit_0(tmp_path, out):
-    write_svhn(tmp_path)
-    run(tmp_path, out)
-    images, labels, _ = load_digits(out, "svhn", "test")
-    assert labels.tolist() == [(i + 1) % 10 for i in range(TEST)]
-    assert (images == np.arange(TEST, dtype=np.uint8)[:, None, None, None]).all()
-
-
 # --- MNIST-M --------------------------------------------------------------------------------------------
 
 

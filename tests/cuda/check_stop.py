@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from common.metrics_log import METRICS
-from tests.trainers import FLAGS
+from tests.trainers import FLAGS, finish
 
 
 @pytest.mark.parametrize("task", FLAGS)
-def test_sigterm_saves_and_a_resume_ends(task, device, start, finish, tmp_path, say):
+def test_sigterm_saves_and_a_resume_ends(task, device, start, tmp_path, say):
     out, more = tmp_path / "run", f"--device {device} --save-every 1000000 --sample-every 1000000"
     process = start(task, out, f"{more} --steps 1000000")
     began = time.perf_counter()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dann.train import main
+from tests.trainers import content
 
 COUNTS = {"train": 40, "val": 20, "test": 20}
 
@@ -18,15 +18,6 @@ def draw(digit: int, rng: np.random.Generator) -> np.ndarray:
     row, column = divmod(digit, 5)
     image[4 + 12 * row:12 + 12 * row, 2 + 5 * column:6 + 5 * column] = 230
     return image
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Use one thread: with batches of eight, more threads only cost time on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -70,4 +61,4 @@ def train(data, tmp_path, monkeypatch):
 @pytest.fixture
 def weights():
     """Return the function that reads the network of a run folder, by tensor name."""
-    return lambda out: torch.load(out / "last.pt", weights_only=True)["weights"]
+    return lambda out: content(out)["weights"]

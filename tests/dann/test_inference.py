@@ -121,11 +121,6 @@ def test_unclear_target(path, named, released, tmp_path):
         main([path, str(tmp_path / "OUT.csv")])
 
 
-def test_target_and_weights_contradict_each_other(released, images, tmp_path):
-    with pytest.raises(UserError, match="--weights: not allowed with argument --target"):
-        main([str(images), str(tmp_path / "OUT.csv"), "--target", "svhn", "--weights", "dann.pt"])
-
-
 def test_target_flag_or_weights_override_the_path(released, images, tmp_path, capsys):
     main([str(images), str(tmp_path / "a.csv"), "--target", "svhn"])
     assert "mnistm -> svhn" in capsys.readouterr().out
@@ -183,12 +178,9 @@ def test_the_first_of_several_processes_predicts_all(released, images, tmp_path,
     assert len(rows_of(tmp_path / "OUT.csv")) == 13
 
 
-def test_missing_things(released, images, tmp_path):
-    for argv, said in (([str(tmp_path / "usps"), "OUT.csv"], "no folder"),
-                       ([str(images), str(tmp_path / "x.csv"), "--weights", "none.pt"], "no checkpoint at"),
-                       ([str(images), str(images / "000.png" / "x.csv")], "cannot write")):
-        with pytest.raises(UserError, match=said):
-            main(argv)
+def test_a_csv_file_below_a_file_cannot_be_written(released, images):
+    with pytest.raises(UserError, match="cannot write"):
+        main([str(images), str(images / "000.png" / "x.csv")])
 
 
 def test_reads_the_checkpoint_of_a_run(train, images, tmp_path, capsys):

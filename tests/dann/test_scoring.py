@@ -1,4 +1,4 @@
-"""Scores: eval mode, accuracies and validators, the network that is kept, the oracle, result.json, missing splits."""
+"""Scores: accuracies and validators, the network that is kept, the oracle, result.json, missing splits."""
 
 import argparse
 import json
@@ -70,19 +70,6 @@ def stopped(train, monkeypatch):
                 train(name, *flags)
 
     return run
-
-
-def test_scores_in_eval_mode(train, monkeypatch):
-    """The score does not depend on dropout, on the rest of the batch, or on the random state."""
-    models = []
-    monkeypatch.setattr(scoring, "predict", lambda *args: models.append(args[0]) or predict(*args))
-    train("run")
-    images = torch.randint(0, 256, (6, 3, 28, 28), dtype=torch.uint8)
-    assert models
-    for model in models:
-        features, _ = predict(model.train(), images, CPU)
-        assert not model.training
-        torch.testing.assert_close(predict(model, images[:2], CPU)[0], features[:2])
 
 
 def test_a_score_is_the_share_of_right_digits(sets, monkeypatch):

@@ -4,7 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from diffusion import pipeline
@@ -30,12 +29,10 @@ def digits_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="package", autouse=True)
-def short_previews_on_one_thread():
-    """Save time: previews are not tested here, and networks this small gain nothing from a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def short_previews_and_no_curves():
+    """Save time: they are not tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "STANDARD", pipeline.Setting("dpm-solver++", 2, 1.5))
         patch.setattr(pipeline, "PREVIEW_COLUMNS", 1)
+        patch.setattr("common.run.plot_curves", lambda *_: None)
         yield
-    torch.set_num_threads(threads)

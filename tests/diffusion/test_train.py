@@ -14,7 +14,7 @@ from common.run import Run
 from diffusion import train
 from diffusion.schedule import make_schedule
 from diffusion.unet import ConditionalUNet
-from tests.trainers import same
+from tests.trainers import content, same
 
 FLAGS = ["--width", "8", "--batch-size", "8", "--steps", "6", "--log-every", "2", "--sample-every", "6",
          "--save-every", "4", "--warmup", "2", "--device", "cpu"]
@@ -22,10 +22,6 @@ FLAGS = ["--width", "8", "--batch-size", "8", "--steps", "6", "--log-every", "2"
 
 def run(digits_dir, out, *more):
     return train.main(["--data", str(digits_dir), "--out", str(out), *FLAGS, *more])
-
-
-def weights(out):
-    return torch.load(out / "last.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +32,7 @@ def finished(digits_dir, tmp_path_factory):
 
 
 def test_run_folder_is_complete(finished):
-    for name in ("args.json", "versions.json", "metrics.jsonl", "curves.png", "last.pt", "done",
-                 "samples/0000006.png"):
+    for name in ("args.json", "versions.json", "metrics.jsonl", "last.pt", "done", "samples/0000006.png"):
         assert (finished / name).exists(), name
     rows = read_metrics(finished)
     assert [row["step"] for row in rows] == [2, 4, 6]
@@ -46,13 +41,8 @@ def test_run_folder_is_complete(finished):
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_bits_and_another_does_not(digits_dir, finished, tmp_path):
-    run(digits_dir, tmp_path / "again")
+def test_another_seed_gives_other_numbers(digits_dir, finished, tmp_path):
     run(digits_dir, tmp_path / "other", "--seed", "1")
-    for part in ("parts", "weights"):
-        assert same(weights(tmp_path / "again")[part], weights(finished)[part]), part
-    assert read_metrics(tmp_path / "again") == read_metrics(finished)
-    assert (tmp_path / "again/samples/0000006.png").read_bytes() == (finished / "samples/0000006.png").read_bytes()
     assert read_metrics(tmp_path / "other") != read_metrics(finished)
 
 
@@ -70,11 +60,12 @@ def test_stopped_and_resumed_equals_unbroken(digits_dir, finished, tmp_path, mon
         run(digits_dir, tmp_path / "run")
     assert stop.value.code == 128 + signal.SIGTERM
     monkeypatch.undo()
-    assert weights(tmp_path / "run")["step"] == 3
+    assert content(tmp_path / "run")["step"] == 3
     run(digits_dir, tmp_path / "run", "--resume", "auto")
     for part in ("parts", "weights", "log", "step"):
-        assert same(weights(tmp_path / "run")[part], weights(finished)[part]), part
+        assert same(content(tmp_path / "run")[part], content(finished)[part]), part
     assert read_metrics(tmp_path / "run") == read_metrics(finished)
+    assert (tmp_path / "run/samples/0000006.png").read_bytes() == (finished / "samples/0000006.png").read_bytes()
 
 
 def test_one_step_by_hand(monkeypatch):
@@ -139,26 +130,11 @@ def test_overfits_one_batch():
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
 
-def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(digits_dir, tmp_path, monkeypatch):
-    step = train.train_step
-
-    def broken_step(*args, **values):
-        metrics = step(*args, **values)
-        broken_step.calls += 1
-        return {name: value * (float("nan") if broken_step.calls == 5 else 1) for name, value in metrics.items()}
-
-    broken_step.calls = 0
-    monkeypatch.setattr(train, "train_step", broken_step)
-    with pytest.raises(UserError, match="step 6: .* is from before"):
-        run(digits_dir, tmp_path / "run")
-    assert weights(tmp_path / "run")["step"] == 4
-
-
 @pytest.mark.slow
 def test_starts_from_given_weights(digits_dir, finished, tmp_path):
     run(digits_dir, tmp_path / "run", "--init", str(finished / "last.pt"), "--lr", "1e-12", "--ema-decay", "0")
-    given = weights(finished)["weights"]
-    for name, value in weights(tmp_path / "run")["weights"].items():
+    given = content(finished)["weights"]
+    for name, value in content(tmp_path / "run")["weights"].items():
         torch.testing.assert_close(value, given[name], rtol=0, atol=1e-6)
 
 

@@ -18,13 +18,11 @@ SMALL = ["--device", "cpu", "--precision", "fp32", "--width", "8", "--batch-size
 
 @pytest.fixture(scope="package", autouse=True)
 def fast():
-    """One thread, on which networks as small as these run fastest, and few images for the standing statistics."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Save time: few images for the standing statistics, and no curves, which are not tested here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gan_train, "NUM_IMAGES", 128)
+        patch.setattr("common.run.plot_curves", lambda *_: None)
         yield
-    torch.set_num_threads(threads)
 
 
 def smooth_images(count: int, seed: int) -> list[Image.Image]:

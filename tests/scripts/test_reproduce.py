@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from common import release
-from common.data import synthetic_faces
 from common.errors import UserError
 from common.files import write_json
 from dann.evaluate import build_table
 from dann.recipes import changes_of
 from gan import train as gan_train
 from scripts import reproduce
+from tests.trainers import make_small
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = PROJECT / "scripts" / "reproduce.sh"
@@ -257,7 +257,7 @@ def test_a_student_waits_for_the_released_teacher(recorded):
 
 @pytest.mark.slow
 def test_until_ends_a_plan_early_and_continues(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic_faces, "FACE_COUNTS", {"train": 16, "val": 16})
+    make_small(monkeypatch.setattr)
     monkeypatch.setattr(gan_train, "Run", gan_train.Run)  # to be restored
     flags = (f"--model dcgan --data builtin --device cpu --width 8 --batch-size 4 --steps 6 --out {tmp_path}/run "
              "--log-every 1 --resume auto").split()

@@ -22,11 +22,6 @@ def test_every_choice_is_split_into_its_row_and_whether_it_is_embedded():
             split_name(unknown)
 
 
-def test_heights():
-    assert [digit_height(name) for name in ("mnist", "mnistm", "usps", "svhn")] == [20, 20, 28, 28]
-    assert digit_height("builtin-usps") == 28
-
-
 def test_a_height_is_enough_for_a_domain_of_ones_own_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(DOMAINS, "receipts", Domain(22))
     folder = tmp_path / "digits" / "receipts"
