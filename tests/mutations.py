@@ -230,6 +230,8 @@ MUTATIONS = [Mutation(*row) for row in (
      "tests/diffusion/test_distill.py -k second_order"),
     ("diffusion/distill.py:step_times", "unfold(0, 3, 2)", "unfold(0, 3, 1)",
      "the student learns the teacher's times", "tests/diffusion/test_distill.py -k every_time"),
+    ("diffusion/distill.py:main", ", model_args=model_args)", ")", "a student's previews are its teacher's",
+     "tests/diffusion/test_distill.py -k two_stages"),
     ("diffusion/adversarial.py:train_step", "inputs=list(student.model.parameters())", "", "D learns what G learns",
      "tests/diffusion/test_adversarial.py -k by_hand"),
     ("diffusion/adversarial.py:Heads.forward", "label_emb(labels)", "label_emb(labels * 0)", "D does not see the label",

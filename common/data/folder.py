@@ -3,9 +3,10 @@
     hw2_data/digits/<domain>/{data/*.png, train.csv, val.csv, test.csv}    28x28, CSV header image_name,label
     hw2_data/face/{train,val}/*.png|jpg                                    64x64
 
-`common.prepare` writes this layout; only this module reads it. Every set fits in memory: it is decoded once and
-cached as one `.npy` file in `<data>/.cache`. The name of that file holds a hash of the images' names, sizes and
-change times, so a changed image leads to a new cache file, which replaces the old one.
+`common.prepare` writes this layout; only this module reads it. Every set fits in memory. It is decoded once
+and cached as one `.npy` file in `<data>/.cache`, or decoded at every start where that cannot be written. The name of
+the file holds a hash of the images' names, sizes and change times, so a changed image leads to a new cache file, which
+replaces the old one.
 """
 
 import csv

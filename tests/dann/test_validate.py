@@ -17,9 +17,9 @@ def runs(tmp_path):
         previews = [{"step": 10 * (i + 1), "val": val[i]} | ({} if test is None else {"test": test[i]})
                     | {name: values.get(name, val)[i] for name in VALIDATORS if name not in without}
                     for i in range(len(val))]
-        result = {"data": "hw2_data", "source": "mnistm", "target": target, "mode": mode, "recipe": None, "changes": [],
-                  "seed": 0, "steps": 10, "batch_size": 128, "precision": "fp32", "inputs": {}, "parts": {},
-                  "oracle": None, "val": 0.5}
+        result = {"data": "hw2_data", "source": "mnistm", "target": target, "mode": mode,
+                  "recipe": "plus" if mode == "dann" else None, "changes": [], "seed": 0, "steps": 10,
+                  "batch_size": 128, "precision": "fp32", "inputs": {}, "parts": {}, "oracle": None, "val": 0.5}
         (tmp_path / name).mkdir()
         (tmp_path / name / "previews.json").write_text(json.dumps({"previews": previews}))
         (tmp_path / name / "result.json").write_text(json.dumps(result))

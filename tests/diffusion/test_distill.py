@@ -10,7 +10,7 @@ import torch
 
 from common import checkpoint
 from common.errors import UserError
-from diffusion import adversarial, distill, inference
+from diffusion import adversarial, distill, inference, pipeline
 from diffusion.pipeline import Pipeline, Setting, load_pipeline
 from diffusion.samplers import State, ddim, ddim_step
 from diffusion.schedule import make_schedule
@@ -150,7 +150,9 @@ def test_the_first_teacher_is_guided_and_later_ones_are_halved(teacher, distille
 
 
 @pytest.mark.slow
-def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, tmp_path):
+def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, tmp_path, monkeypatch):
+    previews, generate = [], pipeline.generate
+    monkeypatch.setattr(pipeline, "generate", lambda *args: previews.append(args[1]) or generate(*args))
     assert run(digits_dir, released, tmp_path / "first", "--lr", "1e-12", "--ema-decay", "0") == 0
     first = load_pipeline(tmp_path / "first" / "last.pt", torch.device("cpu"))
     assert first.setting == Setting("ddim", 8, 1)
@@ -160,6 +162,7 @@ def test_two_stages_and_inference_without_a_flag(digits_dir, released, teacher, 
     assert run(digits_dir, tmp_path / "first" / "last.pt", tmp_path / "short") == 0
     short = load_pipeline(tmp_path / "short" / "last.pt", torch.device("cpu"))
     assert short.setting == Setting("ddim", 4, 1)
+    assert previews == [first.setting, short.setting]
     inference.main([str(tmp_path / "denoising.gif"), "--weights", str(tmp_path / "short" / "last.pt"), "--gif",
                     "--per-digit", "1"])
     assert (tmp_path / "denoising.gif").exists()
