@@ -39,7 +39,7 @@ from common.scores import (
     near_duplicates,
     small_sample_note,
 )
-from gan.extras import PADDING, inception_features, one_face_share, optional_scores
+from gan.extras import inception_features, one_face_share, optional_scores
 from gan.features import features
 
 SCALES = 3  # 64, 32 and 16 px
@@ -50,7 +50,7 @@ PRINTED = {"swd": (".2f", ("x1000, 64 px", "x1000, 32 px", "x1000, 16 px")), "sw
            **{name: (".3f", ("",)) for name in ("precision", "recall", "density", "coverage")},
            "kernel": (".2f", ("x1000",)), "near_duplicates": (".1%", ("",)),
            "suspicious": (".1%", ("closer to a training face than 99% of unseen real faces",)),
-           "one_face": (".1%", (f"exactly one face for dlib's HOG detector, padded by {PADDING} px",)),
+           "one_face": (".1%", ("exactly one face for dlib's HOG detector",)),
            "fid": (".1f", ("biased upwards: compare equal numbers of images only",))}
 
 

@@ -11,24 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.checkpoint import sha256
 
-PADDING = 16  # px; aligned crops end at the chin, and the detector needs some margin
 INCEPTION_BATCH = 50
 
 
 def one_face_share(images: Tensor) -> float:
     """Return the share of (N, 3, H, W) uint8 images in which dlib's HOG detector finds exactly one face.
 
-    It upsamples once. The edges of the images are repeated on all sides.
+    It upsamples once.
     """
     import dlib
 
     detector = dlib.get_frontal_face_detector()
-    padded = F.pad(images.float(), [PADDING] * 4, mode="replicate").byte().permute(0, 2, 3, 1).contiguous()
-    return float(np.mean([len(detector(image, 1)) == 1 for image in padded.numpy()]))
+    return float(np.mean([len(detector(image, 1)) == 1 for image in images.permute(0, 2, 3, 1).contiguous().numpy()]))
 
 
 def inception_weights() -> tuple[Path, str]:

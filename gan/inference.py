@@ -28,7 +28,7 @@ from common.images import grid, save_gif, save_picture, to_uint8
 from common.randomness import seeded_normal
 from gan.models import MODELS, build_generator
 
-DEFAULT_MODEL = "dcgan"  # the released model with the better SWD (hw2_report.md, GAN, section 2)
+DEFAULT_MODEL = "dcgan"  # whose faces are CelebA's; those of the released SAGAN are LFWcrop's
 BATCH_SIZE, GPU_BATCH_SIZE = 50, 500
 GRID_COLUMNS = 8
 STOPS, FRAMES_BETWEEN, FRAME_MS = 4, 12, 80  # of the animation

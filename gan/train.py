@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         return "default: " + ", ".join(f"{name} {getattr(model, setting)}" for name, model in MODELS.items())
 
     parser = cli.Parser(__doc__)
-    cli.add_training_flags(parser, steps=30_000, batch_size=64, lr_schedule="linear-half")
+    cli.add_training_flags(parser, steps=8_000, batch_size=64, lr_schedule="linear-half")
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--width", metavar="N", type=cli.positive_int, default=64, help="channels of the largest maps")
     parser.add_argument("--loss", choices=LOSSES, help=of_model("loss"))
