@@ -30,8 +30,8 @@ from dann.scoring import SPLITS, read_result
 REPORT = RELEASED.parent / "report"
 # The result of scripts/benchmark.py on such a machine, and what its name contains.
 MACHINES = {"two CPU cores": ("benchmark.json", ", 2 cores"), "one GPU": ("benchmark-gpu.json", "NVIDIA")}
-# What one image of a batch costs, in images of the benchmark. SAGAN: seconds per image, relative to DCGAN, on one core
-# (hw2_report.md). A guided student needs four evaluations of its teacher. The adversarial stage also encodes
+# What one image of a batch costs, in images of the benchmark. SAGAN: seconds per image, relative to DCGAN, on one core,
+# in trainings on LFWcrop. A guided student needs four evaluations of its teacher. The adversarial stage also encodes
 # generated and real images. Mode dann trains on two domains.
 COSTS = {"dcgan": {"GAN training": 1}, "sagan": {"GAN training": 2.1}, "diffusion.train": {"diffusion training": 1},
          "diffusion.distill": {"diffusion training": 1, "diffusion evaluation": 4},

@@ -9,7 +9,8 @@
 # `timeout 840 bash scripts/reproduce.sh` saves; `python -m scripts.reproduce compare OUT` shows the scores so far.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-faces="CelebA (dcgan) and LFWcrop (sagan)"  # what hw2_data/face was when weights/ was trained
+# What hw2_data/face was when weights/ was trained.
+faces="CelebA (dcgan) and LFWcrop (sagan): with one --data, only one of the two can be compared"
 
 # One line per released file, per student on the way to one, and per cell of the table of domains: part, name, training.
 # A line with the name of a file of weights/ is also released.
