@@ -52,7 +52,10 @@ wanted="" data=hw2_data out=runs/reproduce device=auto dry_run=""
 while (($#)); do
     case $1 in
         --data=* | --out=* | --device=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-        --data | --out | --device) [[ -n ${2:-} ]] || fail "$1: expected a value"; printf -v "${1#--}" %s "$2"; shift 2 ;;
+        --data | --out | --device)
+            [[ -n ${2:-} ]] || fail "$1: expected a value"
+            printf -v "${1#--}" %s "$2"
+            shift 2 ;;
         --dry-run) dry_run=$1; shift ;;
         -h | --help) sed -n '2,/^source/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
         -*) break ;;
