@@ -9,9 +9,6 @@
 # `timeout 840 bash scripts/reproduce.sh` saves; `python -m scripts.reproduce compare OUT` shows the scores so far.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-# What hw2_data/face was when weights/ was trained.
-faces="CelebA (dcgan) and LFWcrop (sagan): with one --data, only one of the two can be compared"
-
 # One line per released file, per student on the way to one, and per cell of the table of domains: part, name, training.
 # A line with the name of a file of weights/ is also released.
 # SAGAN ends at step 4,600 of a plan of 7,175 (hw2_report.md, "The released SAGAN").
@@ -78,7 +75,8 @@ chosen() { [[ $wanted == *" all "* || $wanted == *" $1 "* || $wanted == *" $2 "*
 # What it takes.
 line() { ! chosen "$@" || { printf '%q ' "$@"; echo; }; }
 lines | run -m scripts.reproduce plan $dry_run "${flags[@]}" --device "$device"
-echo "The faces of weights/ were trained on $faces."
+echo "The faces of weights/ were trained on CelebA (dcgan) and LFWcrop (sagan): with one --data, only one of the two can be \
+compared."
 [[ -z $dry_run ]] || exit 0
 [[ $data == builtin || -d $data ]] || fail "no data folder $data: build it with \`bash scripts/prepare_data.sh --raw \
 DIR --out $data\`, or use \`--data builtin\`"

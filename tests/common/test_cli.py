@@ -61,7 +61,6 @@ def test_training_flags_and_their_defaults():
 
 @pytest.mark.parametrize("argv", [["--batch", "3"], ["--step", "3"], ["--nonsense"], ["stray"], ["--seed"],
                                   ["--seed", "-1"], ["--device", "tpu"], ["--lr-schedule", "falling"],
-                                  ["--data", ""], ["--out", ""], ["--resume", ""],
                                   ["--steps", "2", "--epochs", "2"]])
 def test_bad_flags_are_one_line_that_names_the_flag(argv):
     with pytest.raises(UserError) as mistake:
@@ -175,6 +174,12 @@ def test_a_mistake_is_one_line_on_stderr_and_code_2(capsys, error, line):
     assert end.value.code == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", line)
+
+
+@pytest.mark.parametrize("flag", ["--data", "--out", "--resume"])
+def test_an_empty_name_is_refused(flag):
+    with pytest.raises(UserError, match=f"{flag}: got an empty name"):
+        training_parser().parse_args([flag, ""])
 
 
 def test_a_run_is_not_written_among_the_images(tmp_path):
